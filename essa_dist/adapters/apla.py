@@ -1,0 +1,89 @@
+"""APLA: train some rows of a frozen linear layer, by default of the attention output projection.
+
+Source: Sorkhei et al., "APLA", arXiv:2503.11335; in SSA: arXiv:2503.18873. The paper tunes columns of W in
+y = x W; torch stores W transposed, so one tuned column there is one row, i.e. one output feature, here.
+Shapes: C in_features, D out_features, R tuned rows (1 <= R <= D).
+"""
+
+import hashlib
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from essa_dist.adapters.interface import matching_linears
+from essa_dist.backbones.vit import Backbone
+from essa_dist.errors import UsageError
+from essa_dist.settings import Config
+
+
+class APLAConfig(Config):
+    kind: Literal["apla"] = "apla"
+    """Train rows of the attention output projection."""
+    rank: Literal["full"] | Annotated[int, Field(ge=1)] = "full"
+    """Tuned rows per layer, drawn once by the run's seed; full: all of them, as ESSA's released setting."""
+    targets: tuple[str, ...] = ("attn.proj",)
+    """Linear layers of each block that are tuned, by their timm names."""
+
+
+class APLALinear(nn.Module):
+    """``base``, frozen, with the output features in ``rows`` computed from trainable weights."""
+
+    rows: Tensor  # [R] int64. A buffer, and the only record of the choice: saved and moved with the weights.
+
+    def __init__(self, base: nn.Linear, *, rank: int, seed: int) -> None:
+        super().__init__()
+        if not 1 <= rank <= base.out_features:
+            raise UsageError(f"adapter.rank must be in 1..{base.out_features} (out_features), got {rank}")
+        # Own generator: every process must pick the same rows, whatever its global RNG did before.
+        shuffled = torch.randperm(base.out_features, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("rows", shuffled[:rank].sort().values.to(base.weight.device))
+        self.base = base.requires_grad_(False)
+        # Copies of the rows, not a delta to them: weight decay then acts as in full fine-tuning.
+        self.weight = nn.Parameter(base.weight.detach()[self.rows])
+        self.bias = None if base.bias is None else nn.Parameter(base.bias.detach()[self.rows])
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One product with the composed weight, not two: so the result is that of the plain layer, bit for bit.
+        base_bias = self.base.bias
+        weight_DC = self.base.weight.index_copy(0, self.rows, self.weight.to(self.base.weight.dtype))
+        bias_D = base_bias if self.bias is None else base_bias.index_copy(0, self.rows, self.bias.to(base_bias.dtype))
+        return F.linear(x, weight_DC, bias_D)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """Write the tuned rows into ``base`` and return it, a plain layer of the original shape."""
+        self.base.weight[self.rows] = self.weight.to(self.base.weight.dtype)
+        if self.bias is not None:
+            self.base.bias[self.rows] = self.bias.to(self.base.bias.dtype)
+        return self.base
+
+
+class APLA:
+    """Full rank needs no new module: the projection itself is trained."""
+
+    def __init__(self, config: APLAConfig) -> None:
+        self.config = config
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        backbone.requires_grad_(False)
+        for name, parent, attribute, linear in list(matching_linears(backbone, self.config.targets)):
+            if self.config.rank == "full":
+                linear.requires_grad_(True)
+            else:
+                layer = APLALinear(linear, rank=self.config.rank, seed=_layer_seed(seed, name))
+                setattr(parent, attribute, layer)
+
+    def merge(self, backbone: Backbone) -> None:
+        for name, module in list(backbone.named_modules()):
+            if isinstance(module, APLALinear):
+                parent, _, attribute = name.rpartition(".")
+                setattr(backbone.get_submodule(parent), attribute, module.merge())
+        backbone.requires_grad_(False)
+
+
+def _layer_seed(seed: int, name: str) -> int:
+    """Each layer draws its own rows, the same ones on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "little")

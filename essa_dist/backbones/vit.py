@@ -1,0 +1,85 @@
+"""A timm vision transformer that takes masks and returns class and patch features.
+
+Shapes: B images, N patches, C features.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from essa_dist.backbones.position import DINOv2PositionEmbedding
+from essa_dist.errors import UsageError
+
+
+class Features(NamedTuple):
+    """Tokens after the final norm."""
+
+    cls: Tensor
+    """[B, C]"""
+    patches: Tensor
+    """[B, N, C], without class and register tokens"""
+
+
+class Backbone(nn.Module):
+    """``vit`` keeps timm's own forward, so every timm ViT works; masks enter by a hook behind its patch embedding."""
+
+    weights_source: str = "random"
+    """Where the weights came from, in words; set by ``build_backbone``."""
+    weights_sha256: str | None = None
+    """Hash of the weights file, where it was one."""
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        name: str,
+        pos_embed: str = "timm",
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.name = name
+        self.embed_dim: int = vit.embed_dim
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.image_size: int = vit.patch_embed.img_size[0]
+        self.mean: tuple[float, ...] = tuple(mean or vit.pretrained_cfg.get("mean", (0.485, 0.456, 0.406)))
+        self.std: tuple[float, ...] = tuple(std or vit.pretrained_cfg.get("std", (0.229, 0.224, 0.225)))
+        self.mask_token = nn.Parameter(torch.zeros(1, self.embed_dim))  # zero as in DINOv2's initialisation
+        self._masks: Tensor | None = None
+        vit.patch_embed.register_forward_hook(self._mask_patches)
+        for block in vit.blocks:
+            if hasattr(block.attn, "fused_attn"):
+                block.attn.register_forward_pre_hook(_choose_attention)
+        if pos_embed == "dinov2":
+            vit._pos_embed = DINOv2PositionEmbedding(vit)
+
+    def _mask_patches(self, module: nn.Module, args: Any, patches: Tensor) -> Tensor:
+        if self._masks is None:
+            return patches
+        masks = self._masks.reshape(*patches.shape[:-1], 1)  # patches are [B, H, W, C] at dynamic size
+        return torch.where(masks, self.mask_token.to(patches.dtype), patches)
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> Features:
+        """``images`` [B, 3, H, W], normalised, sides a multiple of ``patch_size``; ``masks`` bool [B, N]."""
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise UsageError(
+                f"image size {height}x{width} is not a multiple of the patch size {self.patch_size} of {self.name}"
+            )
+        self._masks = masks
+        try:
+            tokens = self.vit(images)
+        finally:
+            self._masks = None
+        return Features(tokens[:, 0], tokens[:, self.num_prefix_tokens :])
+
+
+def _choose_attention(attention: nn.Module, args: tuple[Tensor, ...]) -> None:
+    # On a CPU the backward of bf16 scaled_dot_product_attention is slow: with it a training step of ViT-Ti
+    # took about twice as long (2 cores, AMX). Elsewhere, and without gradients, it is the fast one. Decided at
+    # every call, so that a block recomputed in the backward pass makes the choice of its first time.
+    attention.fused_attn = args[0].device.type != "cpu" or not torch.is_grad_enabled()

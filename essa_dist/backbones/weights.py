@@ -1,0 +1,94 @@
+"""Reading pretrained weights: from the hub through timm, from a file, or the file embedded in ``assets/``."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from essa_dist.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "weights"
+EMBEDDED = {"vit_tiny_patch16_224": ASSETS / "vit_tiny_patch16_224_in1k_fp16.safetensors"}
+"""timm architecture -> file in the repository, for machines that can't reach the hub."""
+
+OFFLINE_HELP = (
+    "to work offline, fetch the file on a connected machine with "
+    "`huggingface-cli download timm/{name}` and pass backbone.weights=/path/to/model.safetensors; "
+    "for untrained weights say backbone.weights=random"
+)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a torch file read with ``weights_only=True`` (never plain pickle).
+
+    Raises WeightsError naming the file when it is missing, damaged or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist")
+    try:
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(f"weights file {path} can't be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+        first = str(error).strip().splitlines()[0]
+        raise WeightsError(f"weights file {path} is not a plain tensor file and was not loaded: {first}") from error
+    for wrapper in ("model", "state_dict", "teacher"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"weights file {path} does not hold a flat dictionary of tensors")
+    return {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+
+
+def load_into(vit: VisionTransformer, mask_token: Tensor, path: Path, *, name: str) -> None:
+    """Load timm's or DINOv2's own names into ``vit`` (and the mask token, which timm does not know), strictly.
+
+    A classifier head is dropped; position embeddings of another grid are resized by timm's rule; anything else
+    that is missing, unexpected or of another shape is a WeightsError that lists it.
+    """
+    state = read_state(path)
+    mask = state.pop("mask_token", None)
+    dinov2 = mask is not None
+    if mask is not None and mask.numel() == mask_token.numel():
+        mask_token.data.copy_(mask.reshape(mask_token.shape))
+    state = {k: v.float() for k, v in state.items() if not k.startswith(("head.", "fc_norm.", "dino_head.", "ibot_head."))}
+    if "patch_embed.proj.weight" not in state:
+        raise WeightsError(f"weights file {path} is not a vision transformer: it has no patch_embed.proj.weight")
+    if dinov2:
+        state["mask_token"] = mask  # timm recognises DINOv2's files by it
+    state = checkpoint_filter_fn(state, vit)
+    _refuse_misfits(vit, state, path, name)
+    vit.load_state_dict(state)
+    log.info("weights of %s read from %s (%d tensors)", name, path, len(state))
+
+
+def _refuse_misfits(vit: VisionTransformer, state: dict[str, Tensor], path: Path, name: str) -> None:
+    wanted = vit.state_dict()
+    problems = [f"missing {key}" for key in wanted if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in wanted]
+    problems += [
+        f"{key} is {list(state[key].shape)}, {name} needs {list(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise WeightsError(f"weights file {path} does not fit {name}: {shown}")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

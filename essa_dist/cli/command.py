@@ -1,0 +1,127 @@
+"""The ``essa`` command: sort the words, load the settings, call one function, print what it returns.
+
+``python -m essa_dist`` is the same, and so is either under a launcher; then only rank 0 prints a result.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from essa_dist import __version__
+from essa_dist.cli.failures import failure
+from essa_dist.cli.pages import FLAGS, overview, verb_page
+from essa_dist.cli.results import to_json, to_text
+from essa_dist.cli.streams import is_first_on_node, rank, reserved_stdout, set_up_logging
+from essa_dist.errors import UsageError
+from essa_dist.verbs import VERBS, config_class, sort_words
+
+_SHORT = {"-h": "--help", "-V": "--version"}
+_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+
+
+class Outcome(NamedTuple):
+    result: dict[str, Any]
+    text: Callable[[], str]
+    """The result for a reader, made only if it is wanted; nothing (``str()``) where stderr has said it all."""
+    exit_code: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 2 usage, 75 preempted and resumable, 130 Ctrl-C, 1 else."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    with reserved_stdout() if as_json else nullcontext(sys.stdout) as stdout:
+        outcome = _run(words)
+        if rank() != 0:
+            return outcome.exit_code
+        try:
+            stdout.write(f"{to_json(outcome.result)}\n" if as_json else outcome.text())
+            stdout.flush()
+        except OSError as error:
+            # What is still buffered must go somewhere when the interpreter closes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # the reader has seen enough
+                return _BROKEN_PIPE
+            return _tell(error)
+    return outcome.exit_code
+
+
+def _run(words: Sequence[str]) -> Outcome:
+    try:
+        return _obey(words)
+    except (Exception, KeyboardInterrupt) as error:
+        exit_code = _tell(error, debug=_wants_debug(words))
+        return Outcome({"error": "\n".join(failure(error).lines), "exit_code": exit_code}, str, exit_code)
+
+
+def _wants_debug(words: Sequence[str]) -> bool:
+    return "--debug" in words or os.environ.get("ESSA_DEBUG", "0") not in ("", "0")
+
+
+def _obey(words: Sequence[str]) -> Outcome:
+    flags, rest = _split_flags(words)
+    if "--version" in flags:
+        return Outcome({"version": __version__}, lambda: f"essa {__version__}\n")
+    if not rest or rest[0] == "help":
+        return _page(overview())
+    name = rest[0]
+    if name not in VERBS:
+        raise UsageError(f"no verb {name!r}; verbs are {', '.join(VERBS)}{_did_you_mean(name, VERBS)}")
+    if "--help" in flags:
+        return _page(verb_page(name))
+    set_up_logging(debug=_wants_debug(words))
+    return _call(name, rest[1:])
+
+
+def _page(text: str) -> Outcome:
+    return Outcome({"help": text}, lambda: text)
+
+
+def _split_flags(words: Sequence[str]) -> tuple[set[str], list[str]]:
+    flags = {_SHORT.get(word, word) for word in words if word.startswith("-")}
+    for flag in sorted(flags - set(FLAGS)):
+        if "=" in flag:
+            raise UsageError(f"no flag {flag!r}; settings have no dashes: {flag.lstrip('-')}")
+        raise UsageError(f"no flag {flag!r}; flags are {', '.join(FLAGS)}{_did_you_mean(flag, FLAGS)}")
+    return flags, [word for word in words if not word.startswith("-")]
+
+
+def _did_you_mean(word: str, allowed: Sequence[str] | dict[str, Any]) -> str:
+    from essa_dist.nearest import nearest
+
+    best = nearest(word, allowed)
+    return f"; did you mean {best}?" if best else ""
+
+
+def _call(name: str, words: list[str]) -> Outcome:
+    from essa_dist.settings import load, render
+
+    verb = VERBS[name]
+    source, values, overrides = sort_words(verb, words)
+    is_look = name == "config"  # at a recipe, which may leave to the user what only the user knows
+    settings = load(config_class(verb), source, overrides, values=values, partial=is_look)
+    result: dict[str, Any] = getattr(importlib.import_module(verb.module), verb.function)(settings)
+    return Outcome(result, lambda: render(settings) if is_look else to_text(name, result))
+
+
+def _tell(error: BaseException, *, debug: bool = False) -> int:
+    """Say on stderr what went wrong and return the exit code.
+
+    A wrong setting is the same on all ranks of a machine, so one of them says it.
+    """
+    found = failure(error)
+    if isinstance(error, UsageError) and not is_first_on_node():
+        return found.exit_code
+    who = f"essa[rank {rank()}]" if rank() else "essa"
+    kind = "internal error" if found.is_ours else "error"
+    for line in found.lines:
+        sys.stderr.write(f"{who}: {kind}: {line}\n")
+    if debug:
+        traceback.print_exception(error)
+    elif found.is_ours:
+        sys.stderr.write(f"{who}: run it again with --debug for the traceback\n")
+    return found.exit_code

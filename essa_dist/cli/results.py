@@ -1,0 +1,99 @@
+"""A verb's result, a dict, as one JSON object or as lines for a reader."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+_LIST_SHOWN = 8  # a longer list is named by its length only; the JSON has it whole
+
+
+def to_json(result: Mapping[str, Any]) -> str:
+    """One line. NaN and infinity are not JSON and become null; paths are texts, arrays and tensors lists."""
+    return json.dumps(_jsonable(result), allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if hasattr(value, "tolist"):  # numpy and torch
+        return _jsonable(value.tolist())
+    return str(value)
+
+
+def to_text(verb: str, result: Mapping[str, Any]) -> str:
+    """What the command prints: a sentence for an evaluation, for the rest keys and values in aligned columns."""
+    if verb == "evaluate":
+        return f"{_evaluation(result)}\n"
+    rows = list(_rows(result))
+    width = max((len(name) for name, _ in rows), default=0)
+    return "".join(f"{name:<{width}}  {value}".rstrip() + "\n" for name, value in rows)
+
+
+def _evaluation(result: Mapping[str, Any]) -> str:
+    low, high = result["interval"]
+    k = f" (k={result['k']})" if result.get("k") is not None else ""
+    return (
+        f"{result['protocol']}{k} of {result['model']} at {result['image_size']} px: "
+        f"balanced accuracy {_percent(result['balanced_accuracy'])} "
+        f"(95 % interval {_percent(low)} to {_percent(high)}), accuracy {_percent(result['accuracy'])}; "
+        f"{result['n_test']} images tested, {result['n_bank']} in the bank, {len(result['classes'])} classes"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _rows(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    pairs = dict(_before_after(result))
+    for name, value in result.items():
+        if name in pairs:
+            yield indent + name.removesuffix("_before"), pairs[name]
+        elif name.endswith("_after") and f"{name.removesuffix('_after')}_before" in pairs:
+            continue
+        elif isinstance(value, Mapping) and not _is_short(value):
+            yield indent + name, ""
+            yield from _rows(value, f"{indent}  ")
+        elif isinstance(value, (list, tuple)) and _is_lines(value):
+            yield from ((indent + name if i == 0 else "", str(item)) for i, item in enumerate(value))
+        else:
+            yield indent + name, _cell(value)
+
+
+def _before_after(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """``x_before`` with its ``x_after``, both shares of 1, as one line with the change in points."""
+    for name, before in result.items():
+        after = result.get(f"{name.removesuffix('_before')}_after")
+        if name.endswith("_before") and isinstance(before, float) and isinstance(after, float):
+            yield name, f"{_percent(before)} -> {_percent(after)}  ({100 * (after - before):+.1f} points)"
+
+
+def _is_short(value: Mapping[str, Any]) -> bool:
+    return len(value) <= 3 and not any(isinstance(item, (Mapping, list, tuple)) for item in value.values())
+
+
+def _is_lines(value: Any) -> bool:
+    return 0 < len(value) <= 10 * _LIST_SHOWN and all(isinstance(item, (str, PurePath)) for item in value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(_cell(item) for item in value)
+        return (shown or "-") if len(value) <= _LIST_SHOWN else f"({len(value)} entries)"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items()) or "-"
+    return "-" if value is None else str(value)

@@ -1,0 +1,277 @@
+"""Batches of crops in the order of the sample plan, the same for any number of ranks and workers.
+
+A worker is asked for (step, positions, indices) of one rank's batch, and what it returns depends on nothing else.
+"""
+
+import atexit
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from essa_dist.data.augment import CropConfig, make_crops
+from essa_dist.data.batch import Batch
+from essa_dist.data.masks import MaskConfig, draw_masks
+from essa_dist.data.plan import SamplePlan, rank_slice, sample_seed
+from essa_dist.data.quota import BadQuota
+from essa_dist.data.shards import PackedImages, UndecodableImage
+from essa_dist.errors import DataError, UsageError
+from essa_dist.settings import Config
+
+logger = logging.getLogger(__name__)
+
+
+class DataConfig(Config):
+    """What is trained on, and how it is cropped and masked."""
+
+    train: str = ""
+    """The packed data set: `DIR` or `DIR:split`. Required for `essa adapt`."""
+    crops: CropConfig = CropConfig()
+    """Multi-crop augmentation."""
+    masks: MaskConfig = MaskConfig()
+    """Patches hidden from the student."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode and crop, for each rank; 0: the training process does it itself; `auto`: the rank's
+    share of the machine's CPU cores, 1 to 16."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches that each worker prepares ahead; they wait in shared memory."""
+    bad_sample_quota: BadQuota = BadQuota()
+    """How many different samples may be undecodable; each is replaced by the next one of the data set."""
+
+
+class _Request(NamedTuple):
+    step: int
+    positions: Sequence[int]  # of this rank's samples in the stream
+    indices: Sequence[int]  # of the same samples in the data set
+
+
+class _Failed(NamedTuple):
+    """Instead of a batch. As data, because an exception in a worker arrives as a page of traceback."""
+
+    reason: str
+    bad: tuple[str, ...]
+
+
+class CropLoader:
+    """Makes one rank's batches of a run.
+
+    Raises UsageError where the global batch can't be shared evenly by the ranks, a crop is no whole number of
+    patches, or there are fewer than two samples.
+    """
+
+    def __init__(
+        self,
+        images: PackedImages,
+        config: DataConfig,
+        *,
+        seed: int,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        patch_size: int,
+    ) -> None:
+        _check_patches(config.crops, patch_size)
+        mine = rank_slice(global_batch, rank, world_size)
+        self._allowed = config.bad_sample_quota.allowed(len(images))
+        self._samples = len(images)
+        self._bad: dict[str, None] = {}  # a set that keeps its order
+        self._steps = _Steps(SamplePlan(len(images), seed), global_batch, mine)
+        workers = _auto_workers() if config.workers == "auto" else config.workers
+        self._items: Iterator[Batch | _Failed] | None = None
+        self._loader: DataLoader[Batch | _Failed] = DataLoader(
+            _RankBatches(images, config, seed, global_batch, mine, patch_size, self._allowed),
+            sampler=self._steps,
+            batch_size=None,  # a request is a whole batch already
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            prefetch_factor=config.prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_main,
+        )
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """``shard:key`` of the undecodable samples met so far."""
+        return tuple(self._bad)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """The batches of steps ``start_step`` up to, not with, ``stop_step``.
+
+        Raises DataError where a tar can't be read or more samples are undecodable than the quota allows.
+        """
+        self.close()
+        self._steps.range = range(start_step, stop_step)
+        items = self._items = iter(self._loader)
+        atexit.register(
+            self.close
+        )  # before multiprocessing's own hook, which would wait for the workers for ever
+        try:
+            for item in _explaining_dead_workers(items):
+                self._note(item.bad)
+                if isinstance(item, _Failed):
+                    raise DataError(item.reason)
+                yield item
+        finally:
+            if self._items is items:  # else other batches were asked for since
+                self.close()
+
+    def close(self) -> None:
+        """End the workers. Happens by itself when :meth:`batches` ends, is closed or the program exits."""
+        atexit.unregister(self.close)
+        # Not by dropping the iterator: a kept traceback may hold it, and the workers don't heed SIGTERM.
+        shutdown = getattr(self._items, "_shutdown_workers", None)
+        self._items = None
+        if shutdown is not None:
+            shutdown()
+
+    def _note(self, bad: Sequence[str]) -> None:
+        for where in bad:
+            if where not in self._bad:
+                self._bad[where] = None
+                logger.warning("can't decode %s: the next sample takes its place", where)
+        if len(self._bad) > self._allowed:
+            raise DataError(
+                f"{len(self._bad)} of {self._samples} samples can't be decoded, {self._allowed} are allowed; first "
+                f"{', '.join(self.bad[:3])}; pack the data again, or raise data.bad_sample_quota"
+            )
+
+
+class _Steps(Sampler[_Request]):
+    """One request per step of ``range``. Runs in the main process; workers never see the plan."""
+
+    def __init__(self, plan: SamplePlan, global_batch: int, mine: slice) -> None:
+        self.plan, self.global_batch, self.mine = plan, global_batch, mine
+        self.range = range(0)
+
+    def __iter__(self) -> Iterator[_Request]:
+        for step in self.range:
+            positions = self.plan.positions(step, self.global_batch)[self.mine]
+            yield _Request(step, positions, [self.plan.index(position) for position in positions])
+
+    def __len__(self) -> int:
+        return len(self.range)
+
+
+class _RankBatches(Dataset[Batch | _Failed]):
+    """Answers a request with its batch: decode, crop, mask."""
+
+    def __init__(
+        self,
+        images: PackedImages,
+        config: DataConfig,
+        seed: int,
+        global_batch: int,
+        mine: slice,
+        patch_size: int,
+        allowed: int,
+    ) -> None:
+        self.images, self.config, self.seed, self.allowed = images, config, seed, allowed
+        self.global_batch, self.mine = global_batch, mine
+        self.grid = (config.crops.global_size // patch_size,) * 2
+
+    def __getitem__(self, request: _Request) -> Batch | _Failed:
+        bad: list[str] = []
+        try:
+            with _one_thread():
+                return self._batch(request, bad)
+        except DataError as error:
+            return _Failed(str(error), tuple(bad))
+
+    def _batch(self, request: _Request, bad: list[str]) -> Batch:
+        crops, keys = [], []
+        for position, index in zip(request.positions, request.indices, strict=True):
+            image, key = self._decode(index, bad)
+            crops.append(make_crops(image, self.config.crops, sample_seed(self.seed, position)))
+            keys.append(key)
+        return Batch(
+            global_crops=torch.stack([globals_ for globals_, _ in crops], dim=1),
+            local_crops=torch.stack([locals_ for _, locals_ in crops], dim=1),
+            masks=self._masks(request.step),
+            keys=tuple(keys),
+            step=request.step,
+            bad=tuple(bad),
+        )
+
+    def _decode(self, index: int, bad: list[str]) -> tuple[Tensor, str]:
+        """The sample, or the next one that can be decoded; the broken ones are appended to ``bad``."""
+        tries = min(len(self.images), self.allowed + 1)  # one more than allowed is enough to end the run
+        for i in range(index, index + tries):
+            place = i % len(self.images)
+            try:
+                return self.images.decode(place), self.images.keys[place]
+            except UndecodableImage:
+                bad.append(self.images.where(place))
+        raise DataError(
+            f"{tries} samples in a row can't be decoded, the last is {bad[-1]}: pack the data again"
+        )
+
+    def _masks(self, step: int) -> Tensor:
+        """[2, B, N] bool. Crop number = view * G + place in the global batch."""
+        places = range(self.global_batch)[self.mine]
+        select = [view * self.global_batch + place for view in range(2) for place in places]
+        masks = draw_masks(
+            self.config.masks,
+            seed=self.seed,
+            step=step,
+            crops=2 * self.global_batch,
+            select=select,
+            grid=self.grid,
+        )
+        return torch.from_numpy(masks).view(2, len(places), -1)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums split over threads differ in their last bit: crops must not depend on where they are made."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _explaining_dead_workers(items: Iterator[Batch | _Failed]) -> Iterator[Batch | _Failed]:
+    try:
+        yield from items
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a data worker was killed, most often for want of memory or of shared memory (/dev/shm): "
+            "lower data.workers or data.prefetch, or give the container more"
+        ) from error
+
+
+def _leave_signals_to_main(_worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; only the main process may decide to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _auto_workers() -> int:
+    cores = len(os.sched_getaffinity(0))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    return min(16, max(1, cores // ranks_here))
+
+
+def _check_patches(crops: CropConfig, patch_size: int) -> None:
+    for name, size in (("global_size", crops.global_size), ("local_size", crops.local_size)):
+        if size % patch_size:
+            below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size
+            nearest = " or ".join(str(option) for option in (below, above) if option)
+            raise UsageError(
+                f"data.crops.{name} {size} is no multiple of the patch size {patch_size} of this model; "
+                f"use {nearest}"
+            )

@@ -1,0 +1,83 @@
+"""What a packed data set says about itself: ``manifest.json``."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from essa_dist.errors import DataError, UsageError
+from essa_dist.settings import Config
+
+MANIFEST_FILE = "manifest.json"
+INDEX_FILE = "index.npz"
+FORMAT_VERSION: Literal[1] = 1
+
+UNLABELLED = "unlabelled"
+"""Name of the split, and of the entry in ``counts``, of samples without a label."""
+
+
+class Shard(Config):
+    """One tar file."""
+
+    file: str
+    split: str
+    count: int
+    """Samples."""
+    bytes: int
+    """Size of the whole tar; compared with the file when the set is opened."""
+    sha256: str
+
+
+class Manifest(Config):
+    """Identity, contents and provenance of a packed data set."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    splits: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    counts: dict[str, dict[str, int]]
+    """Samples by split and class; those without a label under ``unlabelled``."""
+    mean: tuple[float, float, float]
+    """Per channel, of all stored pixels, on the scale 0..1."""
+    std: tuple[float, float, float]
+    source: str
+    licence: str
+    attribution: str
+    skipped: dict[str, int]
+    """Files left out, by reason."""
+    skipped_files: dict[str, str]
+    """Each file left out, with its reason."""
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``folder/manifest.json``.
+
+    Raises UsageError where ``folder`` is no packed data set, DataError where its manifest can't be understood.
+    """
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: {folder}; give a packed data set, as written by `essa pack`")
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is not a packed data set (no {MANIFEST_FILE}); make one: essa pack {folder} out=DIR"
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format_version {version}, this program reads {FORMAT_VERSION}: pack the data again"
+            )
+        return Manifest.model_validate(fields)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}): pack the data again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {where}: {first['msg']}; pack the data again") from error

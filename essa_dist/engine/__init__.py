@@ -1,0 +1,1 @@
+"""Building a run, training it, and keeping it safe."""

@@ -1,0 +1,126 @@
+"""The one construction order: build, load pretrained, adapt, heads, branches, precision, prepare, restore."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from essa_dist.adapters import build_adapter
+from essa_dist.backbones import Backbone, build_backbone
+from essa_dist.data.loader import CropLoader
+from essa_dist.data.shards import PackedImages, open_packed
+from essa_dist.distributed.collectives import all_gather
+from essa_dist.engine.config import RunConfig
+from essa_dist.engine.optim import build_optimizer
+from essa_dist.engine.schedules import in_steps
+from essa_dist.errors import UsageError
+from essa_dist.objectives import DINOv2Objective
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop needs, all on the device."""
+
+    accelerator: Accelerator
+    objective: DINOv2Objective
+    model: nn.Module  # the objective as Accelerate wrapped it
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: CropLoader
+    images: PackedImages
+    total_steps: int
+    steps_per_epoch: int
+    trunk_sha256: str
+
+
+def build(config: RunConfig, accelerator: Accelerator) -> Training:
+    """Everything of a run at its step 0. Raises UsageError, DataError or WeightsError with the way out."""
+    torch.manual_seed(config.seed)  # heads start equal on every process
+    if not config.data.train:
+        raise UsageError("data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)")
+    images = open_packed(config.data.train, prefer=("unlabelled", "train"))
+    backbone = build_backbone(config.backbone)
+    _check_crops(config, backbone)
+    trunk_sha256 = hash_tensors(backbone)
+    build_adapter(config.adapter).inject(backbone, seed=config.seed)
+    dtype = DTYPES[config.precision]
+    objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
+    cast_frozen(objective, dtype)
+    objective.to(accelerator.device).train()
+    optimizer = build_optimizer(objective.branches.students, config.optim, depth=len(backbone.vit.blocks))
+    loader = CropLoader(
+        images,
+        config.data,
+        seed=config.seed,
+        global_batch=config.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        patch_size=backbone.patch_size,
+    )
+    model, prepared = accelerator.prepare(objective, optimizer)
+    steps_per_epoch = max(1, len(images) // config.batch_size)
+    return Training(
+        accelerator=accelerator,
+        objective=objective,
+        model=model,
+        optimizer=prepared,
+        scaler=torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16"),
+        loader=loader,
+        images=images,
+        total_steps=in_steps(config.duration, steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        trunk_sha256=trunk_sha256,
+    )
+
+
+def _check_crops(config: RunConfig, backbone: Backbone) -> None:
+    crops, patch = config.data.crops, backbone.patch_size
+    for key, size in (("global_size", crops.global_size), ("local_size", crops.local_size)):
+        if size % patch and (key == "global_size" or crops.n_local):
+            near = f"{size // patch * patch} or {(size // patch + 1) * patch}"
+            raise UsageError(
+                f"data.crops.{key}={size} is not a multiple of the patch size {patch} of {backbone.name}: try {near}"
+            )
+
+
+def cast_frozen(objective: DINOv2Objective, dtype: torch.dtype) -> None:
+    """Keep what is never trained in the precision it is computed in; it needs no fp32 master."""
+    trained = {id(p) for group in (objective.branches.students, objective.branches.teachers) for p in group.values()}
+    for parameter in objective.parameters():
+        if id(parameter) not in trained:
+            parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def standardize_heads(training: Training, config: RunConfig) -> None:
+    """Give each head that asks for it the statistics of frozen features; before step 0 of a new run only."""
+    objective, n_images = training.objective, config.objective.head.standardize_on
+    if not n_images:
+        return
+    steps = -(-n_images // config.batch_size)
+    backbone = objective.backbone
+    features = []
+    for batch in training.loader.batches(0, steps):
+        ready = batch.to(
+            training.accelerator.device, mean=backbone.mean, std=backbone.std, dtype=DTYPES[config.precision]
+        )
+        features.append(all_gather(backbone(ready.global_crops.flatten(0, 1)).cls.float()))
+    for head in (objective.dino_head, objective.ibot_head):
+        if head is not None:
+            head.standardize(torch.cat(features))
+
+
+def hash_tensors(module: nn.Module) -> str:
+    """SHA-256 over names and fp32 bytes of all parameters, in order of name: which trunk this is."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""The run folder's records: config, metrics, TensorBoard events, and the post-mortem of a run that diverged."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from essa_dist import runfolder
+from essa_dist.engine.config import RunConfig
+from essa_dist.errors import UsageError
+from essa_dist.settings import load, to_yaml
+
+FREE_TO_CHANGE = {"out", "resume", "overwrite", "device", "threads", "log_every", "checkpoint", "guard"}
+"""Keys that a resumed run may give another value: they do not touch what is computed."""
+
+
+def check_out(config: RunConfig) -> None:
+    """Whether the run may use ``config.out``; changes nothing.
+
+    Raises UsageError when it exists and neither resume nor overwrite was asked for, when resume would continue
+    another run, or when overwrite would delete something that is not a run.
+    """
+    run = Path(config.out)
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"out={run} is a file: name a folder")
+    if not run.exists() or not any(run.iterdir()):
+        return
+    if config.overwrite and not (run / runfolder.CONFIG).is_file():
+        raise UsageError(f"overwrite=true would delete out={run}, which is not a run folder: choose another out")
+    if config.resume:
+        _check_same_run(config, run)
+    elif not config.overwrite:
+        raise UsageError(f"out={run} exists: choose another, or say resume=true or overwrite=true")
+
+
+def open_run(config: RunConfig) -> Path:
+    """Make the run's folder ready: new, emptied (overwrite) or as it was (resume). Raises what ``check_out`` does."""
+    check_out(config)
+    run = Path(config.out)
+    if run.exists() and config.overwrite:
+        shutil.rmtree(run)
+    (run / runfolder.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (run / runfolder.CONFIG).write_text(to_yaml(config))
+    return run
+
+
+def _check_same_run(config: RunConfig, run: Path) -> None:
+    if not (run / runfolder.CONFIG).is_file():
+        raise UsageError(f"resume=true, but out={run} is not a run folder: it has no {runfolder.CONFIG}")
+    before, now = _flat(load(RunConfig, run / runfolder.CONFIG).model_dump()), _flat(config.model_dump())
+    changed = [
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_TO_CHANGE and key != "data.workers"
+    ]
+    if changed:
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UsageError(f"resume=true would continue another run in out={run}: {'; '.join(changed[:3])}{more}")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+class Metrics:
+    """``metrics.jsonl`` and TensorBoard events; on resume, rows after the restored step are dropped."""
+
+    def __init__(self, run: Path, *, start_step: int) -> None:
+        self.path = run / runfolder.METRICS
+        kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= start_step]
+        self.path.write_text("".join(kept))
+        self.board = SummaryWriter(str(run), purge_step=start_step + 1)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """One row; a number that is not finite becomes null, as JSON knows no NaN."""
+        clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+        for key, value in row.items():
+            if key != "step":
+                self.board.add_scalar(key, value, int(row["step"]))
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """Lines that end; a kill may have cut the last one."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def versions() -> dict[str, str]:
+    """What computed this run."""
+    names = ("essa-dist", "torch", "torchvision", "timm", "accelerate", "peft", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,245 @@
+"""Self-supervised adaptation: the loop."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from essa_dist import runfolder
+from essa_dist.backbones.weights import file_sha256
+from essa_dist.data.batch import Batch
+from essa_dist.distributed.collectives import any_rank, barrier
+from essa_dist.engine import checkpoint
+from essa_dist.engine.build import DTYPES, Training, build, standardize_heads
+from essa_dist.engine.config import RunConfig
+from essa_dist.engine.guard import CollapseWatch, StopSignals
+from essa_dist.engine.optim import step_values
+from essa_dist.engine.record import Metrics, open_run, versions
+from essa_dist.engine.schedules import StepValues, in_steps
+from essa_dist.engine.step import NotFiniteError, train_step
+from essa_dist.errors import DivergedError, Preempted
+from essa_dist.progress import Progress, memory_gib
+
+log = logging.getLogger(__name__)
+
+
+def adapt(config: RunConfig) -> dict[str, Any]:
+    """Adapt a backbone to unlabelled images and return a summary of the run (see ``Run.summary``).
+
+    Raises UsageError, DataError, WeightsError before the first step; DivergedError when a loss is not finite;
+    Preempted after a signal, when the checkpoint is on disk.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # denormals make CPU steps several times slower near convergence
+    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available())
+    if accelerator.is_main_process:
+        open_run(config)
+    barrier()
+    return Run(config, build(config, accelerator)).train()
+
+
+class Run:
+    """One run between its start, or its restored checkpoint, and its end."""
+
+    def __init__(self, config: RunConfig, training: Training) -> None:
+        self.config, self.training = config, training
+        self.folder = Path(config.out)
+        self.main = training.accelerator.is_main_process
+        self.step = self._restore()
+        self.device = training.accelerator.device
+        self.save_every = max(1, in_steps(config.checkpoint.every, training.steps_per_epoch))
+        self.watch = CollapseWatch(config.guard, prototypes=config.objective.head.prototypes)
+        self.checkpoint_bytes = 0
+        self.last: dict[str, float] = {}
+
+    def _restore(self) -> int:
+        t = self.training
+        found = runfolder.committed_checkpoints(self.folder) if self.config.resume else []
+        if not found:
+            standardize_heads(t, self.config)
+            return 0
+        state = checkpoint.restore(found[-1], t.objective, t.optimizer)
+        checkpoint.check_trunk(found[-1], state, t.trunk_sha256)
+        t.scaler.load_state_dict(state["scaler"])
+        log.info("resumed from %s", found[-1])
+        return int(state["step"])
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end, or to the step at which a signal arrives."""
+        t, start, begin = self.training, self.step, time.perf_counter()
+        self._announce()
+        metrics = Metrics(self.folder, start_step=start) if self.main else None
+        with StopSignals() as signals, Progress(t.total_steps, self.config.batch_size, start=start) as progress:
+            batches = t.loader.batches(start, t.total_steps)
+            while self.step < t.total_steps:
+                waiting = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - waiting
+                logged = self._one_step(batch)
+                self.step += 1
+                progress.update(self.step, self.last, data_wait=waited)
+                if logged and metrics:
+                    metrics.write(self._row() | progress.window())
+                stop = any_rank(signals.received is not None, self.device)
+                if stop or self.step % self.save_every == 0 or self.step == t.total_steps:
+                    self._save()
+                if stop and self.step < t.total_steps:
+                    raise Preempted(
+                        f"stopped by {signals.received or 'a signal'} after step {self.step} of {t.total_steps}; "
+                        f"go on with resume=true"
+                    )
+        if metrics:
+            metrics.close()
+        return self._summary(time.perf_counter() - begin, self.step - start)
+
+    def _one_step(self, batch: Batch) -> bool:
+        """Update once; whether this step is one that is logged."""
+        t, c = self.training, self.config
+        # Dropout and stochastic depth draw from a state that only seed, step and rank decide: resume is exact.
+        torch.manual_seed(((c.seed * 1_000_003) + self.step) * 4099 + t.accelerator.process_index)
+        logged = (self.step + 1) % c.log_every == 0 or self.step + 1 == t.total_steps
+        backbone = t.objective.backbone
+        ready = batch.to(self.device, mean=backbone.mean, std=backbone.std, dtype=DTYPES[c.precision])
+        values = self.values()
+        try:
+            self.last = train_step(
+                t.model,
+                t.objective.branches,
+                t.optimizer,
+                ready,
+                values,
+                t.accelerator,
+                config=c.optim,
+                accumulate=c.accumulate,
+                scaler=t.scaler,
+                diagnose=logged,
+            )
+        except NotFiniteError as error:
+            raise self._post_mortem(batch, error) from error
+        if logged:
+            self._check_collapse(batch)
+        return logged
+
+    def values(self) -> StepValues:
+        """The schedules at the current step."""
+        t = self.training
+        return step_values(
+            self.step,
+            total=t.total_steps,
+            steps_per_epoch=t.steps_per_epoch,
+            optim=self.config.optim,
+            schedule=self.config.schedule,
+        )
+
+    def _check_collapse(self, batch: Batch) -> None:
+        rows = 2 * batch.global_crops.shape[1] // self.config.accumulate
+        self.watch.check(
+            self.step + 1,
+            rankme=self.last["rankme"],
+            max_rank=min(rows, self.training.objective.backbone.embed_dim),
+            prototype_entropy=self.last["prototype_entropy"],
+            teacher_entropy=self.last["teacher_entropy"],
+        )
+
+    def _row(self) -> dict[str, float]:
+        """This step's row of metrics.jsonl: losses and schedules, a function of the run alone."""
+        self.step -= 1  # the values that the last update used
+        values = self.values()
+        self.step += 1
+        schedule = {
+            key: getattr(values, key)
+            for key in ("lr", "head_lr", "weight_decay", "head_weight_decay", "ema_momentum", "teacher_temp")
+        }
+        losses = {("loss" if key == "total" else key): value for key, value in self.last.items()}
+        return {"step": self.step, "epoch": self.step / self.training.steps_per_epoch} | losses | schedule
+
+    def _save(self) -> None:
+        if self.main:
+            folder = runfolder.checkpoint_folder(self.folder, self.step)
+            self.checkpoint_bytes = checkpoint.save(
+                folder, self.training.objective, self.training.optimizer, self._state()
+            )
+            checkpoint.prune(self.folder, self.config.checkpoint.keep)
+        barrier()
+
+    def _state(self) -> dict[str, Any]:
+        t = self.training
+        return {
+            "step": self.step,
+            "total_steps": t.total_steps,
+            "epoch": self.step / t.steps_per_epoch,
+            "samples_seen": self.step * self.config.batch_size,
+            "trunk_sha256": t.trunk_sha256,
+            "weights_source": t.objective.backbone.weights_source,
+            "weights_sha256": t.objective.backbone.weights_sha256,
+            "data_manifest_sha256": file_sha256(t.images.folder / "manifest.json"),
+            "backbone": t.objective.backbone.name,
+            "adapter": self.config.adapter.model_dump(),
+            "scaler": t.scaler.state_dict(),
+            "versions": versions(),
+        }
+
+    def _post_mortem(self, batch: Batch, error: NotFiniteError) -> DivergedError:
+        """Keep the samples and the state before the update that was not made."""
+        folder = self.folder / "diverged" / f"step_{self.step + 1:08d}"
+        if self.main:
+            checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
+            record = {"step": self.step + 1, "keys": batch.keys, "values": {k: repr(v) for k, v in error.report.items()}}
+            (folder / "samples.json").write_text(json.dumps(record, indent=1))
+        return DivergedError(
+            f"step {self.step + 1}: not finite ({error}); nothing was updated. The {len(batch.keys)} sample keys and the "
+            f"state before it are in {folder}; lower optim.lr, raise schedule.warmup or use precision=bf16"
+        )
+
+    def _announce(self) -> None:
+        t = self.training
+        trained = sum(p.numel() for name, p in t.objective.branches.students.items() if name.startswith("backbone."))
+        trunk = self.trunk_parameters()
+        log.info(
+            "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %d images, %d steps of %d, on %d x %s, %s",
+            t.objective.backbone.name,
+            self.config.adapter.kind,
+            f"{trained:,}",
+            f"{trunk:,}",
+            100 * trained / trunk,
+            f"{self.head_parameters():,}",
+            len(t.images),
+            t.total_steps,
+            self.config.batch_size,
+            t.accelerator.num_processes,
+            self.device.type,
+            self.config.precision,
+        )
+
+    def trunk_parameters(self) -> int:
+        """Parameters of one trunk: frozen and student's, without the teacher's setting."""
+        branches = self.training.objective.branches
+        teachers = {id(p) for p in branches.teachers.values()}
+        return sum(p.numel() for p in self.training.objective.backbone.parameters() if id(p) not in teachers)
+
+    def head_parameters(self) -> int:
+        """Trained parameters of the projection heads."""
+        students = self.training.objective.branches.students
+        return sum(p.numel() for name, p in students.items() if not name.startswith("backbone."))
+
+    def _summary(self, seconds: float, steps: int) -> dict[str, Any]:
+        """What ``adapt`` returns: where the run is, what it trained, what it cost."""
+        students = self.training.objective.branches.students
+        return {
+            "out": str(self.folder),
+            "step": self.step,
+            "loss": self.last.get("total"),
+            "trainable_parameters": sum(p.numel() for n, p in students.items() if n.startswith("backbone.")),
+            "trunk_parameters": self.trunk_parameters(),
+            "head_parameters": self.head_parameters(),
+            "checkpoint": str(runfolder.checkpoint_folder(self.folder, self.step)),
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "seconds": round(seconds, 1),
+            "img_per_s": round(steps * self.config.batch_size / seconds, 2) if steps else None,
+            "memory_gib": round(memory_gib(), 3),
+        }

@@ -1,0 +1,197 @@
+"""The verbs: what ``essa VERB`` runs, and the same as Python calls.
+
+Every call takes the same things and returns what ``essa VERB --json`` prints: first a YAML file, a mapping or a config
+object, then ``"a.b=value"`` overrides, and keywords for top-level keys, whose values are Python objects. What is wrong
+with them raises ``essa_dist.errors.UsageError``, a ValueError with one line for each problem.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from essa_dist.settings import Config
+
+Source: TypeAlias = "str | Path | Mapping[str, Any] | Config | None"
+
+
+class Verb(NamedTuple):
+    module: str
+    function: str
+    config: str
+    """Its Config class: ``module:class``."""
+    help: str
+    positional: str = ""
+    """The key that a first word without ``=`` gives, unless that word is a YAML file."""
+    example: str = ""
+
+
+VERBS: dict[str, Verb] = {
+    "pack": Verb(
+        "essa_dist.data.pack",
+        "pack",
+        "essa_dist.data.pack:PackConfig",
+        "write a folder of images as shards with a manifest",
+        "src",
+        "essa pack IMAGES out=PACKED",
+    ),
+    "adapt": Verb(
+        "essa_dist.engine.train",
+        "adapt",
+        "essa_dist.config:RunConfig",
+        "adapt a vision transformer to unlabelled images",
+        example="essa adapt configs/smoke.yaml data.train=PACKED out=RUN",
+    ),
+    "evaluate": Verb(
+        "essa_dist.evaluation.evaluate",
+        "evaluate",
+        "essa_dist.evaluation.evaluate:EvaluateConfig",
+        "measure frozen features on labelled images (knn | linear)",
+        "protocol",
+        "essa evaluate knn model=RUN bank=PACKED test=PACKED",
+    ),
+    "export": Verb(
+        "essa_dist.export",
+        "export",
+        "essa_dist.export:ExportConfig",
+        "write the adapted model for use elsewhere",
+        "run",
+        "essa export RUN format=timm out=MODEL",
+    ),
+    "report": Verb(
+        "essa_dist.report",
+        "report",
+        "essa_dist.report:ReportConfig",
+        "write the page of a run: curves, tables, pictures",
+        "run",
+        "essa report RUN",
+    ),
+    "config": Verb(
+        "essa_dist.settings",
+        "as_tree",
+        "essa_dist.config:RunConfig",
+        "show a recipe resolved, with the meaning of every setting",
+        example="essa config configs/demo.yaml optim.lr=1e-4",
+    ),
+    "doctor": Verb(
+        "essa_dist.doctor",
+        "doctor",
+        "essa_dist.doctor:DoctorConfig",
+        "say what is installed and what works on this machine",
+        example="essa doctor",
+    ),
+    "demo": Verb(
+        "essa_dist.demo",
+        "demo",
+        "essa_dist.demo:DemoConfig",
+        "evaluate, adapt, evaluate again, export and report, on images that come along",
+        example="essa demo",
+    ),
+}
+"""Name of the verb to where it lives. Nothing is imported before its verb is called."""
+
+
+def config_class(verb: Verb) -> "type[Config]":
+    """The Config of a verb. Imports the verb's package: seconds, where that needs torch."""
+    module, _, name = verb.config.partition(":")
+    found: type[Config] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The words after a verb as (YAML file, values, overrides). Raises UsageError for a word too many.
+
+    The first word without ``=`` is the verb's positional value or the YAML file. A file whose name holds ``=`` is
+    known by its suffix and by being there.
+    """
+    from essa_dist.errors import UsageError
+
+    source: Path | None = None
+    values: dict[str, Any] = {}
+    overrides: list[str] = []
+    for word in words:
+        is_yaml = word.endswith((".yaml", ".yml"))
+        if "=" in word and not (is_yaml and Path(word).is_file()):
+            overrides.append(word)
+        elif verb.positional and not is_yaml and not values:
+            values[verb.positional] = word
+        elif source is None and (is_yaml or not verb.positional):
+            source = Path(word)
+        else:
+            raise UsageError(f"{word!r} is one word too many; settings are written key=value")
+    return source, values, overrides
+
+
+def call(
+    name: str, source: Any = None, overrides: tuple[str, ...] = (), values: Any = None
+) -> dict[str, Any]:
+    """Run verb ``name`` on settings given as in :func:`adapt`; raises what its function raises."""
+    from essa_dist.settings import load
+
+    verb = VERBS[name]
+    words = [str(source)] if isinstance(source, (str, Path)) else []
+    file, positional, texts = sort_words(verb, [*words, *overrides])
+    settings = load(
+        config_class(verb), file or (None if words else source), texts, values=positional | (values or {})
+    )
+    result: dict[str, Any] = getattr(importlib.import_module(verb.module), verb.function)(settings)
+    return result
+
+
+def pack(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Write the images of a folder as shards with a manifest, like ``essa pack``.
+
+    A text that isn't a YAML file is the folder: ``pack("IMAGES", out="PACKED")``.
+    """
+    return call("pack", source, overrides, values)
+
+
+def adapt(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Adapt a vision transformer to unlabelled images, like ``essa adapt``.
+
+    ``adapt("configs/smoke.yaml", "data.train=PACKED", out="RUN")``, or ``adapt(config)`` of a ``RunConfig``.
+    """
+    return call("adapt", source, overrides, values)
+
+
+def evaluate(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Measure the frozen features of a model on labelled images, like ``essa evaluate``.
+
+    A text that isn't a YAML file is the protocol: ``evaluate("knn", model="RUN", bank="PACKED", test="PACKED")``.
+    """
+    return call("evaluate", source, overrides, values)
+
+
+def export(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Write the adapted model for use elsewhere, like ``essa export``: ``export("RUN", out="MODEL")``."""
+    return call("export", source, overrides, values)
+
+
+def report(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Write the page of a run, like ``essa report``: ``report("RUN")``."""
+    return call("report", source, overrides, values)
+
+
+class Package(ModuleType):
+    """The class of the package ``essa_dist``: keeps ``essa_dist.export`` and ``essa_dist.report`` callable.
+
+    They are verbs and, once imported, subpackages, and Python then puts the subpackage in the place of the verb.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in CALLABLE_MODULES:
+            value.__class__ = CALLABLE_MODULES[name]
+        super().__setattr__(name, value)
+
+
+class _ExportModule(ModuleType):
+    __call__ = staticmethod(export)
+
+
+class _ReportModule(ModuleType):
+    __call__ = staticmethod(report)
+
+
+CALLABLE_MODULES: dict[str, type[ModuleType]] = {"export": _ExportModule, "report": _ReportModule}

@@ -1,0 +1,95 @@
+"""APLA beside the shared contract: full fine-tuning is the oracle, the buffer the only record of the rows."""
+
+import pytest
+import torch
+from torch import nn
+
+from essa_dist.adapters import AdapterConfig, build_adapter
+from essa_dist.adapters.apla import APLA, APLAConfig, APLALinear
+from essa_dist.backbones import BackboneConfig, build_architecture
+from essa_dist.errors import UsageError
+
+B, N, C, D, R = 2, 5, 6, 8, 3  # small and all different, so that a swapped axis fails
+
+
+def pretrained() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(C, D)
+
+
+@pytest.mark.parametrize("rank", [1, R, D])
+def test_tuned_rows_get_the_gradient_of_full_fine_tuning(rank: int) -> None:
+    full, apla, x_BNC = pretrained(), APLALinear(pretrained(), rank=rank, seed=0), torch.randn(B, N, C)
+    assert torch.equal(apla(x_BNC), full(x_BNC))
+    for layer in (full, apla):
+        layer(x_BNC).square().sum().backward()
+    assert full.weight.grad is not None and full.bias.grad is not None and apla.bias is not None
+    torch.testing.assert_close(apla.weight.grad, full.weight.grad[apla.rows])
+    torch.testing.assert_close(apla.bias.grad, full.bias.grad[apla.rows])
+    assert apla.base.weight.grad is None
+
+
+def test_merge_changes_the_tuned_rows_only() -> None:
+    before, apla = pretrained(), APLALinear(pretrained(), rank=R, seed=0)
+    with torch.no_grad():  # stands for training
+        apla.weight += 1.0
+    after = apla.merge()
+    assert (after.weight != before.weight).any(dim=1).nonzero().flatten().tolist() == apla.rows.tolist()
+
+
+def test_rows_restored_into_a_layer_that_drew_others_are_the_ones_used() -> None:
+    # The reference kept a second record of its rows, so that a restored checkpoint permuted its outputs.
+    x_BNC = torch.randn(B, N, C)
+    trained, fresh = APLALinear(pretrained(), rank=R, seed=0), APLALinear(pretrained(), rank=R, seed=1)
+    trained.weight.data += 1.0
+    fresh.to(torch.device("cpu")).load_state_dict(trained.state_dict())
+    assert torch.equal(fresh(x_BNC), trained(x_BNC))
+
+
+def test_blocks_draw_different_rows() -> None:
+    backbone = build_architecture(BackboneConfig(name="vit_tiny_patch16_224", weights="random"))
+    APLA(APLAConfig(rank=16)).inject(backbone, seed=0)
+    rows = {tuple(block.attn.proj.rows.tolist()) for block in backbone.vit.blocks}
+    assert len(rows) == len(backbone.vit.blocks)
+
+
+def test_rank_beyond_the_layer_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"1\.\.8 \(out_features\), got 9"):
+        APLALinear(pretrained(), rank=D + 1, seed=0)
+
+
+def test_a_target_that_matches_nothing_lists_the_candidates() -> None:
+    backbone = build_architecture(BackboneConfig(name="vit_tiny_patch16_224", weights="random"))
+    with pytest.raises(UsageError, match=r"'attn.out' matches no linear layer .*attn.proj.*mlp.fc1"):
+        APLA(APLAConfig(targets=("attn.out",))).inject(backbone, seed=0)
+
+
+# ESSA's table of trainable parameters for DINOv2's shapes.
+COUNTS = [
+    ("dinov2_vits14", "full", 1_774_080),
+    ("dinov2_vitb14", "full", 7_087_104),
+    ("dinov2_vitl14", "full", 25_190_400),
+    ("dinov2_vitg14", "full", 94_433_280),
+    ("dinov2_vits14", 128, 591_360),
+    ("dinov2_vitb14", 128, 1_181_184),
+    ("dinov2_vitl14", 128, 3_148_800),
+    ("dinov2_vitg14", 128, 7_869_440),
+    ("dinov2_vits14", 8, 36_960),
+    ("dinov2_vitb14", 8, 73_824),
+    ("dinov2_vitl14", 8, 196_800),
+    ("dinov2_vitg14", 8, 491_840),
+]
+
+
+@pytest.mark.parametrize(("name", "rank", "count"), COUNTS)
+def test_trained_counts_are_the_papers(name: str, rank: int | str, count: int) -> None:
+    with torch.device("meta"):
+        backbone = build_architecture(BackboneConfig(name=name))
+        APLA(APLAConfig.model_validate({"rank": rank})).inject(backbone, seed=0)
+    assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == count
+
+
+def test_kind_alone_is_a_config() -> None:
+    from pydantic import TypeAdapter
+
+    assert isinstance(build_adapter(TypeAdapter(AdapterConfig).validate_python("apla")), APLA)

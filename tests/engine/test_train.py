@@ -1,0 +1,155 @@
+"""A run keeps its promises: it trains what it says, stops before harm, and leaves a folder that explains itself."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from essa_dist import adapt, pack
+from essa_dist.errors import DivergedError, UsageError
+from essa_dist.export.models import base_model, load_model
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(run: Path, step: int, name: str = "student") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / f"{name}.safetensors")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def test_a_run_leaves_config_metrics_events_and_the_newest_checkpoints(recipe: list[str], run: Path) -> None:
+    result = adapt(None, *recipe)
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_00000004", "step_00000006"}
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "dino_global", "dino_local", "ibot", "koleo", "grad_norm", "rankme", "lr"} <= rows(run)[0].keys()
+    assert list(run.glob("events.*"))
+    assert (result["step"], result["out"]) == (6, str(run))
+    assert result["trainable_parameters"] == sum(
+        t.numel() for name, t in tensors(run, 6).items() if name.startswith("backbone.")
+    )
+    adapt(str(run / "config.yaml"), "overwrite=true", f"out={run}2")  # the resolved config is a recipe
+
+
+def test_checkpoints_hold_no_frozen_weight(recipe: list[str], run: Path) -> None:
+    result = adapt(None, *recipe)
+    for branch in ("student", "teacher"):
+        trunk = [name for name in tensors(run, 6, branch) if name.startswith("backbone.")]
+        assert trunk and all(".attn.proj." in name for name in trunk)
+    written = sum(f.stat().st_size for f in (run / "checkpoints" / "step_00000006").iterdir())
+    assert written == result["checkpoint_bytes"]
+    numbers = result["trainable_parameters"] + result["head_parameters"]
+    assert written < 4.5 * 4 * numbers + 50_000  # student, teacher, two moments; the rest is small
+
+
+def test_the_teacher_is_what_load_model_returns_and_the_base_is_untouched(recipe: list[str], run: Path) -> None:
+    torch.manual_seed(5)
+    adapt(None, *recipe, "backbone.name=vit_tiny_patch16_224", "backbone.weights=auto", "duration=2")
+    images = torch.randn(2, 3, 48, 48)
+    base, teacher, student = base_model(run), load_model(str(run)), load_model(f"student:{run}")
+    assert not torch.allclose(teacher(images).cls, student(images).cls)
+    saved = tensors(run, 2, "teacher")
+    for (name, p), (_, b) in zip(teacher.named_parameters(), base.named_parameters(), strict=True):
+        assert torch.equal(p, saved.get(f"backbone.{name}", b)), name
+
+
+def test_the_seed_decides_everything(recipe: list[str], run: Path) -> None:
+    for i, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(i)  # the global state must not matter
+        adapt(None, *recipe, f"seed={seed}", f"out={run}{i}")
+    same, twin, other = (tensors(Path(f"{run}{i}"), 6) for i in range(3))
+    assert all(torch.equal(same[name], twin[name]) for name in same)
+    assert not all(torch.equal(same[name], other[name]) for name in same)
+
+
+def test_head_warmup_moves_only_the_heads(recipe: list[str], run: Path) -> None:
+    adapt(None, *recipe, "schedule.head_warmup=4", "schedule.freeze_last_layer=2", "checkpoint.keep=9")
+    two, four, six = (tensors(run, step) for step in (2, 4, 6))
+    assert all(torch.equal(two[n], four[n]) == n.startswith("backbone.") for n in two if n.endswith("weight"))
+    assert not any(torch.equal(four[n], six[n]) for n in four if n.startswith("backbone.") and n.endswith("weight"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_trained_tensors_in_fp32_and_follows_fp32(
+    recipe: list[str], run: Path, precision: str
+) -> None:
+    adapt(None, *recipe, f"precision={precision}", "optim.lr=1e-3")
+    half = rows(run)
+    adapt(None, *recipe, "precision=fp32", "optim.lr=1e-3", f"out={run}32")
+    exact = rows(Path(f"{run}32"))
+    assert {t.dtype for t in tensors(run, 6).values()} == {torch.float32}
+    for name in ("dino_global", "dino_local", "ibot"):  # KoLeo, a logarithm of small distances, is not as close
+        assert half[0][name] == pytest.approx(exact[0][name], rel=0.02)
+
+
+def test_accumulation_is_the_mean_over_micro_batches(recipe: list[str], run: Path) -> None:
+    fixed = ["duration=1", "objective.koleo_weight=0", "checkpoint.every=1", "schedule.teacher_temp_start=0.07"]
+    adapt(None, *recipe, *fixed)
+    adapt(None, *recipe, *fixed, "accumulate=2", f"out={run}2")
+    # The first centre is zero and moves between micro-batches, so targets differ a little: not a bit-equality.
+    assert rows(run)[0]["loss"] == pytest.approx(rows(Path(f"{run}2"))[0]["loss"], rel=0.05)
+
+
+def test_not_finite_stops_before_the_update_and_names_the_samples(recipe: list[str], run: Path) -> None:
+    with pytest.raises(DivergedError, match=r"step \d: not finite .*nothing was updated.*4 sample keys") as error:
+        adapt(None, *recipe, "optim.lr=1e30", "optim.clip=1e9", "checkpoint.every=1", "checkpoint.keep=9")
+    folder = next((run / "diverged").iterdir())
+    record = json.loads((folder / "samples.json").read_text())
+    assert len(record["keys"]) == 4
+    kept, last = load_file(folder / "student.safetensors"), tensors(run, record["step"] - 1)
+    assert all(torch.equal(kept[name], last[name]) for name in last)
+    assert str(folder) in str(error.value)
+
+
+def test_collapse_is_warned_of_with_its_number(
+    recipe: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "flat").mkdir()
+    for i in range(8):
+        Image.new("RGB", (48, 48), (100, 100, 100)).save(tmp_path / "flat" / f"{i}.png")
+    pack(str(tmp_path / "flat"), out=str(tmp_path / "same"))
+    with caplog.at_level(logging.WARNING, logger="essa_dist"):
+        adapt(None, *recipe, f"data.train={tmp_path / 'same'}", "guard.patience=1", "guard.rankme_floor=0.3")
+    assert any("effective rank of the features is 1." in message for message in caplog.messages)
+
+
+def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(recipe: list[str], run: Path) -> None:
+    run.mkdir()
+    (run / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="exists: choose another, or say resume=true or overwrite=true"):
+        adapt(None, *recipe)
+    with pytest.raises(UsageError, match="not a run folder"):
+        adapt(None, *recipe, "overwrite=true")
+    with pytest.raises(UsageError, match="not a run folder"):
+        adapt(None, *recipe, "resume=true")
+    assert (run / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_size=1", "less than 2 images for KoLeo"),
+        ("accumulate=3", "not a multiple of accumulate=3"),
+        ("data.crops.global_size=50", r"global_size=50 is not a multiple of the patch size 16 of test_vit: try 48 or 64"),
+        ("adapter={kind: apla, rank: 4096}", r"must be in 1\.\.64"),
+        ("data.train=nowhere", "nowhere"),
+        ("data.train=''", "data.train is not set"),
+        ("backbone.name=resnet50", "must be a timm VisionTransformer|not a vision transformer"),
+        ("backbone.name=vit_smal_patch16", "not a timm model"),
+        ("backbone.weights=nowhere.safetensors", "nowhere.safetensors does not exist"),
+    ],
+)
+def test_the_impossible_is_refused_in_one_line(recipe: list[str], override: str, message: str) -> None:
+    with pytest.raises(Exception, match=message) as error:
+        adapt(None, *recipe, override)
+    assert "\n" not in str(error.value)

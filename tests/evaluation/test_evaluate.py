@@ -1,0 +1,124 @@
+"""The verb's promises, on packed files: splits found, results written whole, real features as good as known."""
+
+import json
+import logging
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from essa_dist.backbones import Backbone
+from essa_dist.data.pack import PackConfig, pack
+from essa_dist.errors import UsageError
+from essa_dist.evaluation.evaluate import EvaluateConfig, evaluate
+
+COLOURS = {"blue": (30, 30, 230), "red": (230, 30, 30)}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two colours in the splits train (6 images), test (4) and unlabelled (3)."""
+    source, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("packed") / "set"
+    random = np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 2), ("unlabelled", 3)):
+        for name, colour in COLOURS.items():
+            folder = source / split / ("" if split == "unlabelled" else name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                noise = random.integers(-25, 25, (24, 24, 3))
+                pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{name}{split}{i}.png")
+    pack(PackConfig(src=str(source), out=str(out)))
+    return str(out)
+
+
+@pytest.fixture
+def settings(packed: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    verb = import_module("essa_dist.evaluation.evaluate")  # the package has the function under this name
+    monkeypatch.setattr(verb, "load_model", lambda ref: backbone)
+    return {
+        "protocol": "knn",
+        "model": "some_model",
+        "bank": packed,
+        "test": packed,
+        "image_size": 32,
+        "k": 3,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_bank_and_test_take_their_own_splits_of_one_set(settings: dict[str, Any], protocol: str) -> None:
+    found = evaluate(EvaluateConfig(**settings | {"protocol": protocol}))
+    assert (found["n_bank"], found["n_test"], found["overlap"]) == (6, 4, 0)
+    assert (found["protocol"], found["model"], found["classes"]) == (protocol, "some_model", ["blue", "red"])
+    assert found["confusion"] == [[2, 0], [0, 2]]
+
+
+def test_a_split_evaluated_against_itself_is_warned_of(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(EvaluateConfig(**settings | {"test": settings["bank"] + ":train"}))
+    assert found["overlap"] == 6
+    assert "LEAKAGE: 6 of the 6 test images" in caplog.text
+
+
+def test_the_result_is_written_as_returned_and_nothing_else_is(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "evaluation" / "knn.json"
+    found = evaluate(EvaluateConfig(**settings, out=str(out)))
+    assert json.loads(out.read_text()) == found
+    assert [path.name for path in out.parent.iterdir()] == ["knn.json"]
+
+
+def test_an_out_that_is_a_folder_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder: name a JSON file"):
+        evaluate(EvaluateConfig(**settings, out=str(tmp_path)))
+
+
+def test_a_bank_without_labels_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"^split 'unlabelled', given as bank, .*give a labelled split$"):
+        evaluate(EvaluateConfig(**settings | {"bank": settings["bank"] + ":unlabelled"}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop": 0},
+        {"crop": 1.2},
+        {"k": 0},
+        {"temperature": 0},
+        {"protocol": "svm"},
+        {"image_size": 0},
+        {"neighbours": 3},
+    ],
+)
+def test_impossible_settings_are_refused_at_once(settings: dict[str, Any], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        EvaluateConfig(**settings | wrong)
+
+
+def test_pretrained_features_tell_real_blood_cells_apart(shared: Path, tmp_path: Path) -> None:
+    """160 images of 8 classes; chance is 0.125, an untrained network stays below 0.5."""
+    rows = ["path,label,split"]
+    for folder in sorted((shared / "data" / "pbc_blood").iterdir()):
+        for i, image in enumerate(sorted(folder.glob("*.jpg"))[:20]):
+            rows.append(f"{image},{folder.name},{'train' if i < 12 else 'test'}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    pack(PackConfig(src=str(tmp_path / "list.csv"), out=str(tmp_path / "cells")))
+    cells = str(tmp_path / "cells")
+    weights = str(shared / "weights" / "vit_tiny_patch16_224_in1k_fp16.safetensors")
+    config = EvaluateConfig(
+        protocol="knn", model=weights, bank=cells, test=cells, image_size=112, crop=0.65, k=10, device="cpu"
+    )
+    found = evaluate(config)
+    assert (found["n_bank"], found["n_test"]) == (96, 64)
+    assert found["balanced_accuracy"] > 0.6
+    low, high = found["interval"]
+    assert low < found["balanced_accuracy"] < high
