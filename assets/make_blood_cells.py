@@ -22,7 +22,7 @@ logger = logging.getLogger("make_blood_cells")
 
 SEED = 0
 PER_CLASS = {"unlabelled": 200, "train": 50, "test": 100}
-BASE_QUALITY = 24
+BASE_QUALITY = 23
 """WebP quality of an image before the rest of its last tar block is filled."""
 ALIKE = 10.0
 """Root mean square difference, in grey levels at 32 x 32 px, below which two images count as the same picture.

@@ -25,7 +25,6 @@ from essa_dist.evaluation import ProbeConfig, evaluate_model
 from essa_dist.export import ExportConfig, export
 from essa_dist.export.models import load_model
 from essa_dist.report import ReportConfig, report
-from essa_dist.settings import Config
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,9 @@ CENTER_CROP = 0.65
 class DemoConfig(RunConfig):
     """A run with labelled images to judge it on. Defaults: configs/demo.yaml."""
 
-    bank: str = str(ROOT / "assets" / "blood_cells") + ":train"
+    bank: str = "assets/blood_cells:train"
     """Packed, labelled images that k-NN and the linear probe learn from."""
-    test: str = str(ROOT / "assets" / "blood_cells") + ":test"
+    test: str = "assets/blood_cells:test"
     """Packed, labelled images that they are judged on; never used in adaptation."""
 
 
@@ -117,7 +116,14 @@ def _summary(
         }
         for b, a in zip(before, after, strict=True)
     ]
-    keys = ("trainable_parameters", "trunk_parameters", "head_parameters", "checkpoint_bytes", "img_per_s", "step")
+    keys = (
+        "trainable_parameters",
+        "trunk_parameters",
+        "head_parameters",
+        "checkpoint_bytes",
+        "img_per_s",
+        "step",
+    )
     return {
         "knn_before": before[0]["balanced_accuracy"],
         "knn_after": after[0]["balanced_accuracy"],
@@ -143,7 +149,10 @@ def _commit() -> str | None:
     """The commit that computed this, where it is run from a clone."""
     try:
         found = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -26,6 +26,8 @@ class Verb(NamedTuple):
     positional: str = ""
     """The key that a first word without ``=`` gives, unless that word is a YAML file."""
     example: str = ""
+    recipe: str = ""
+    """YAML file in the repository that is taken when none is given."""
 
 
 VERBS: dict[str, Verb] = {
@@ -88,6 +90,7 @@ VERBS: dict[str, Verb] = {
         "essa_dist.demo:DemoConfig",
         "evaluate, adapt, evaluate again, export and report, on images that come along",
         example="essa demo",
+        recipe="configs/demo.yaml",
     ),
 }
 """Name of the verb to where it lives. Nothing is imported before its verb is called."""
@@ -121,6 +124,8 @@ def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any
             source = Path(word)
         else:
             raise UsageError(f"{word!r} is one word too many; settings are written key=value")
+    if source is None and verb.recipe:
+        source = Path(__file__).parents[1] / verb.recipe
     return source, values, overrides
 
 

@@ -20,9 +20,7 @@ def _kind_alone(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-AdapterConfig = Annotated[
-    APLAConfig | FullConfig, Field(discriminator="kind"), BeforeValidator(_kind_alone)
-]
+AdapterConfig = Annotated[APLAConfig | FullConfig, Field(discriminator="kind"), BeforeValidator(_kind_alone)]
 """One adapter's Config, chosen by ``kind``; ``adapter=apla`` alone means its defaults."""
 
 

@@ -49,7 +49,11 @@ class APLALinear(nn.Module):
         # One product with the composed weight, not two: so the result is that of the plain layer, bit for bit.
         base_bias = self.base.bias
         weight_DC = self.base.weight.index_copy(0, self.rows, self.weight.to(self.base.weight.dtype))
-        bias_D = base_bias if self.bias is None else base_bias.index_copy(0, self.rows, self.bias.to(base_bias.dtype))
+        bias_D = (
+            base_bias
+            if self.bias is None
+            else base_bias.index_copy(0, self.rows, self.bias.to(base_bias.dtype))
+        )
         return F.linear(x, weight_DC, bias_D)
 
     @torch.no_grad()

@@ -24,7 +24,9 @@ class Adapter(Protocol):
         ...
 
 
-def matching_linears(backbone: Backbone, targets: Sequence[str]) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
+def matching_linears(
+    backbone: Backbone, targets: Sequence[str]
+) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
     """``(full name, parent, attribute, layer)`` of the blocks' linear layers whose name ends in one of ``targets``.
 
     A target that matches nothing is a UsageError that lists the candidates.

@@ -53,7 +53,9 @@ def build_architecture(config: BackboneConfig) -> Backbone:
     """The module with untrained weights. Raises UsageError for a name that is not a timm ViT."""
     timm_name, kwargs = ALIASES.get(config.name, (config.name, {}))
     if not timm.is_model(timm_name):
-        near = difflib.get_close_matches(timm_name, [*timm.list_models("*vit*"), *ALIASES], n=3) or list(ALIASES)
+        near = difflib.get_close_matches(timm_name, [*timm.list_models("*vit*"), *ALIASES], n=3) or list(
+            ALIASES
+        )
         raise UsageError(f"backbone.name={config.name!r} is not a timm model; near it: {', '.join(near)}")
     try:
         vit = timm.create_model(
@@ -91,7 +93,9 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 def _load(backbone: Backbone, config: BackboneConfig) -> tuple[str, str | None]:
     if config.weights == "random":
-        log.warning("backbone %s starts from RANDOM weights, as asked by backbone.weights=random", backbone.name)
+        log.warning(
+            "backbone %s starts from RANDOM weights, as asked by backbone.weights=random", backbone.name
+        )
         return "random", None
     if config.weights != "auto":
         path = Path(config.weights).expanduser()
@@ -124,7 +128,9 @@ def _load_from_hub(backbone: Backbone) -> str | None:
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = not _hub_resolves()  # the local cache still answers
     try:
-        source = timm.create_model(backbone.name, pretrained=True, num_classes=0, global_pool="", dynamic_img_size=True)
+        source = timm.create_model(
+            backbone.name, pretrained=True, num_classes=0, global_pool="", dynamic_img_size=True
+        )
         with torch.no_grad():
             backbone.vit.load_state_dict(source.state_dict())
     except LocalEntryNotFoundError:

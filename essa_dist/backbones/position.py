@@ -5,6 +5,8 @@ of (grid + 0.1) / native grid and no antialiasing, which samples at slightly oth
 weights were trained that way (interpolate_offset 0.1). Shapes: B images, H x W patches, C features.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -28,7 +30,7 @@ class DINOv2PositionEmbedding:
     """Replaces ``VisionTransformer._pos_embed`` of one model by the rule above."""
 
     def __init__(self, vit: VisionTransformer) -> None:
-        self.vit = vit
+        self.vit: Any = vit
 
     def __call__(self, x_BHWC: Tensor) -> Tensor:
         vit = self.vit

@@ -6,7 +6,6 @@ Shapes: B images, N patches, C features.
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from essa_dist.backbones.position import DINOv2PositionEmbedding
@@ -32,7 +31,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        vit: Any,  # a timm VisionTransformer; its attributes depend on the architecture
         *,
         name: str,
         pos_embed: str = "timm",
@@ -46,16 +45,18 @@ class Backbone(nn.Module):
         self.num_prefix_tokens: int = vit.num_prefix_tokens
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.image_size: int = vit.patch_embed.img_size[0]
-        self.mean: tuple[float, ...] = tuple(mean or vit.pretrained_cfg.get("mean", (0.485, 0.456, 0.406)))
-        self.std: tuple[float, ...] = tuple(std or vit.pretrained_cfg.get("std", (0.229, 0.224, 0.225)))
+        self.mean: tuple[float, ...] = tuple(
+            mean or self.vit.pretrained_cfg.get("mean", (0.485, 0.456, 0.406))
+        )
+        self.std: tuple[float, ...] = tuple(std or self.vit.pretrained_cfg.get("std", (0.229, 0.224, 0.225)))
         self.mask_token = nn.Parameter(torch.zeros(1, self.embed_dim))  # zero as in DINOv2's initialisation
         self._masks: Tensor | None = None
         vit.patch_embed.register_forward_hook(self._mask_patches)
-        for block in vit.blocks:
+        for block in self.vit.blocks:
             if hasattr(block.attn, "fused_attn"):
                 block.attn.register_forward_pre_hook(_choose_attention)
         if pos_embed == "dinov2":
-            vit._pos_embed = DINOv2PositionEmbedding(vit)
+            self.vit._pos_embed = DINOv2PositionEmbedding(vit)
 
     def _mask_patches(self, module: nn.Module, args: Any, patches: Tensor) -> Tensor:
         if self._masks is None:
@@ -78,7 +79,7 @@ class Backbone(nn.Module):
         return Features(tokens[:, 0], tokens[:, self.num_prefix_tokens :])
 
 
-def _choose_attention(attention: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _choose_attention(attention: Any, args: tuple[Tensor, ...]) -> None:
     # On a CPU the backward of bf16 scaled_dot_product_attention is slow: with it a training step of ViT-Ti
     # took about twice as long (2 cores, AMX). Elsewhere, and without gradients, it is the fast one. Decided at
     # every call, so that a block recomputed in the backward pass makes the choice of its first time.

@@ -43,7 +43,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"weights file {path} can't be read: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
         first = str(error).strip().splitlines()[0]
-        raise WeightsError(f"weights file {path} is not a plain tensor file and was not loaded: {first}") from error
+        raise WeightsError(
+            f"weights file {path} is not a plain tensor file and was not loaded: {first}"
+        ) from error
     for wrapper in ("model", "state_dict", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -60,13 +62,18 @@ def load_into(vit: VisionTransformer, mask_token: Tensor, path: Path, *, name: s
     """
     state = read_state(path)
     mask = state.pop("mask_token", None)
-    dinov2 = mask is not None
     if mask is not None and mask.numel() == mask_token.numel():
         mask_token.data.copy_(mask.reshape(mask_token.shape))
-    state = {k: v.float() for k, v in state.items() if not k.startswith(("head.", "fc_norm.", "dino_head.", "ibot_head."))}
+    state = {
+        k: v.float()
+        for k, v in state.items()
+        if not k.startswith(("head.", "fc_norm.", "dino_head.", "ibot_head."))
+    }
     if "patch_embed.proj.weight" not in state:
-        raise WeightsError(f"weights file {path} is not a vision transformer: it has no patch_embed.proj.weight")
-    if dinov2:
+        raise WeightsError(
+            f"weights file {path} is not a vision transformer: it has no patch_embed.proj.weight"
+        )
+    if mask is not None:
         state["mask_token"] = mask  # timm recognises DINOv2's files by it
     state = checkpoint_filter_fn(state, vit)
     _refuse_misfits(vit, state, path, name)

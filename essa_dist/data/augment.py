@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from essa_dist.data import colour
@@ -109,6 +109,13 @@ class CropConfig(Config):
     resize: int | None = Field(default=None, ge=8)
     """Every image is first made this many pixels square, its aspect not kept; none: cropped as it is."""
 
+    @field_validator("global_scale", "local_scale")
+    @classmethod
+    def _within_the_image(cls, scale: Scale) -> Scale:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"0 < least <= most <= 1 must hold, got {scale[0]:g}, {scale[1]:g}")
+        return scale
+
 
 def make_crops(image: Tensor, config: CropConfig, seed: int) -> tuple[Tensor, Tensor]:
     """Cut the crops of ``image`` (uint8 [3, H, W], any size).
@@ -161,6 +168,8 @@ def _resize(image: Tensor, size: int) -> Tensor:
     """Bicubic with antialiasing, on uint8 (torch has a vectorised kernel for exactly this)."""
     if image.shape[1:] == (size, size):
         return image
+    if image.shape[1:] == (1, 1):  # torch's kernel can't tell the memory layout of one pixel, and fails
+        return image.expand(3, size, size)
     return F.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
 
 

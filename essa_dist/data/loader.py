@@ -245,8 +245,8 @@ def _one_thread() -> Iterator[None]:
 def _explaining_dead_workers(items: Iterator[Batch | _Failed]) -> Iterator[Batch | _Failed]:
     try:
         yield from items
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: its end of a pipe is gone
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise DataError(
             "a data worker was killed, most often for want of memory or of shared memory (/dev/shm): "

@@ -96,7 +96,10 @@ class PackedImages:
         number, offset, length = (
             int(column[i]) for column in (self._index.shard, self._index.offset, self._index.length)
         )
-        found = os.pread(self._tar(number), length, offset)
+        try:
+            found = os.pread(self._tar(number), length, offset)
+        except OSError as error:
+            raise DataError(f"{self.where(i)} can't be read: {error.strerror}; check the disk") from error
         if len(found) != length:
             check_shard(self.folder, self.manifest.shards[number])
             raise DataError(

@@ -62,5 +62,5 @@ def all_gather(x_BC: Tensor) -> Tensor:
     """Rows of all processes in rank order, [W * B, C]; differentiable. Each rank must hold B rows."""
     if world_size() == 1:
         return x_BC
-    gathered: Tensor = _AllGather.apply(x_BC)
+    gathered: Tensor = _AllGather.apply(x_BC)  # type: ignore[no-untyped-call]
     return gathered

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from essa_dist.adapters import build_adapter
-from essa_dist.backbones import Backbone, build_backbone
+from essa_dist.backbones import build_backbone
 from essa_dist.data.loader import CropLoader
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.distributed.collectives import all_gather
@@ -44,10 +44,11 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
     """Everything of a run at its step 0. Raises UsageError, DataError or WeightsError with the way out."""
     torch.manual_seed(config.seed)  # heads start equal on every process
     if not config.data.train:
-        raise UsageError("data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)")
+        raise UsageError(
+            "data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)"
+        )
     images = open_packed(config.data.train, prefer=("unlabelled", "train"))
     backbone = build_backbone(config.backbone)
-    _check_crops(config, backbone)
     trunk_sha256 = hash_tensors(backbone)
     build_adapter(config.adapter).inject(backbone, seed=config.seed)
     dtype = DTYPES[config.precision]
@@ -80,19 +81,11 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
     )
 
 
-def _check_crops(config: RunConfig, backbone: Backbone) -> None:
-    crops, patch = config.data.crops, backbone.patch_size
-    for key, size in (("global_size", crops.global_size), ("local_size", crops.local_size)):
-        if size % patch and (key == "global_size" or crops.n_local):
-            near = f"{size // patch * patch} or {(size // patch + 1) * patch}"
-            raise UsageError(
-                f"data.crops.{key}={size} is not a multiple of the patch size {patch} of {backbone.name}: try {near}"
-            )
-
-
 def cast_frozen(objective: DINOv2Objective, dtype: torch.dtype) -> None:
     """Keep what is never trained in the precision it is computed in; it needs no fp32 master."""
-    trained = {id(p) for group in (objective.branches.students, objective.branches.teachers) for p in group.values()}
+    trained = {
+        id(p) for group in (objective.branches.students, objective.branches.teachers) for p in group.values()
+    }
     for parameter in objective.parameters():
         if id(parameter) not in trained:
             parameter.data = parameter.data.to(dtype)

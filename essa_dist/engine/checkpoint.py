@@ -36,7 +36,10 @@ def save(
     temporary.mkdir(parents=True)
     try:
         for name, tensors in _tensors(objective, optimizer).items():
-            save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, temporary / f"{name}.safetensors")
+            save_file(
+                {key: t.detach().cpu().contiguous() for key, t in tensors.items()},
+                temporary / f"{name}.safetensors",
+            )
         (temporary / STATE).write_text(json.dumps(state, indent=1))
         (temporary / MARKER).write_text("")
         for file in temporary.iterdir():

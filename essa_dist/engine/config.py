@@ -65,7 +65,9 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}")
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
+            )
         if self.objective.koleo_weight > 0 and self.batch_size // self.accumulate < 2:
             raise ValueError(
                 f"batch_size={self.batch_size} with accumulate={self.accumulate} leaves less than 2 images for KoLeo, "

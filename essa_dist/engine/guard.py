@@ -59,17 +59,23 @@ class CollapseWatch:
         self.log_prototypes = math.log(prototypes)
         self._last: dict[str, int] = {}
 
-    def check(self, step: int, *, rankme: float, max_rank: int, prototype_entropy: float, teacher_entropy: float) -> None:
+    def check(
+        self, step: int, *, rankme: float, max_rank: int, prototype_entropy: float, teacher_entropy: float
+    ) -> None:
         """Look at one step's diagnostics (``objectives.diagnostics``; entropies in nats)."""
         c = self.config
         if rankme < c.rankme_floor * max_rank:
             self._warn(step, "features", f"effective rank of the features is {rankme:.1f} of {max_rank}")
         if prototype_entropy < c.entropy_floor * self.log_prototypes:
             share = prototype_entropy / self.log_prototypes
-            self._warn(step, "prototypes", f"targets use few prototypes: their entropy is {share:.1%} of ln K")
+            self._warn(
+                step, "prototypes", f"targets use few prototypes: their entropy is {share:.1%} of ln K"
+            )
         if teacher_entropy > c.uniform_share * self.log_prototypes:
             share = teacher_entropy / self.log_prototypes
-            self._warn(step, "uniform", f"teacher targets are nearly uniform: their entropy is {share:.1%} of ln K")
+            self._warn(
+                step, "uniform", f"teacher targets are nearly uniform: their entropy is {share:.1%} of ln K"
+            )
 
     def _warn(self, step: int, kind: str, what: str) -> None:
         if step - self._last.get(kind, 0) < self.config.patience:

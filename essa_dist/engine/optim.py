@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from essa_dist.engine.schedules import ScheduleConfig, StepValues, cosine, in_steps, warmup_cosine, linear
+from essa_dist.engine.schedules import ScheduleConfig, StepValues, cosine, in_steps, linear, warmup_cosine
 from essa_dist.settings import Config
 
 
@@ -44,7 +44,9 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if re.search(r"patch_embed|pos_embed|cls_token|reg_token|mask_token", name) else depth + 1
 
 
-def build_optimizer(students: dict[str, nn.Parameter], config: OptimConfig, *, depth: int) -> torch.optim.AdamW:
+def build_optimizer(
+    students: dict[str, nn.Parameter], config: OptimConfig, *, depth: int
+) -> torch.optim.AdamW:
     """AdamW over the student's trained tensors, one group for each combination of part, decay and lr factor."""
     groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
     for name, parameter in students.items():

@@ -32,7 +32,9 @@ def check_out(config: RunConfig) -> None:
     if not run.exists() or not any(run.iterdir()):
         return
     if config.overwrite and not (run / runfolder.CONFIG).is_file():
-        raise UsageError(f"overwrite=true would delete out={run}, which is not a run folder: choose another out")
+        raise UsageError(
+            f"overwrite=true would delete out={run}, which is not a run folder: choose another out"
+        )
     if config.resume:
         _check_same_run(config, run)
     elif not config.overwrite:
@@ -57,11 +59,15 @@ def _check_same_run(config: RunConfig, run: Path) -> None:
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_TO_CHANGE and key != "data.workers"
+        if before.get(key) != now.get(key)
+        and key.split(".")[0] not in FREE_TO_CHANGE
+        and key != "data.workers"
     ]
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UsageError(f"resume=true would continue another run in out={run}: {'; '.join(changed[:3])}{more}")
+        raise UsageError(
+            f"resume=true would continue another run in out={run}: {'; '.join(changed[:3])}{more}"
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

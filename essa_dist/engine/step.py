@@ -85,5 +85,7 @@ def _clip(students: dict[str, nn.Parameter], config: OptimConfig) -> Tensor:
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in students.items():
         if parameter.grad is not None:
-            parts.setdefault(name.split(".")[0] if config.clip_over == "module" else "model", []).append(parameter)
+            parts.setdefault(name.split(".")[0] if config.clip_over == "module" else "model", []).append(
+                parameter
+            )
     return torch.stack([nn.utils.clip_grad_norm_(p, config.clip) for p in parts.values()]).max()

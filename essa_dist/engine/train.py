@@ -74,7 +74,10 @@ class Run:
         t, start, begin = self.training, self.step, time.perf_counter()
         self._announce()
         metrics = Metrics(self.folder, start_step=start) if self.main else None
-        with StopSignals() as signals, Progress(t.total_steps, self.config.batch_size, start=start) as progress:
+        with (
+            StopSignals() as signals,
+            Progress(t.total_steps, self.config.batch_size, start=start) as progress,
+        ):
             batches = t.loader.batches(start, t.total_steps)
             while self.step < t.total_steps:
                 waiting = time.perf_counter()
@@ -189,7 +192,11 @@ class Run:
         folder = self.folder / "diverged" / f"step_{self.step + 1:08d}"
         if self.main:
             checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
-            record = {"step": self.step + 1, "keys": batch.keys, "values": {k: repr(v) for k, v in error.report.items()}}
+            record = {
+                "step": self.step + 1,
+                "keys": batch.keys,
+                "values": {k: repr(v) for k, v in error.report.items()},
+            }
             (folder / "samples.json").write_text(json.dumps(record, indent=1))
         return DivergedError(
             f"step {self.step + 1}: not finite ({error}); nothing was updated. The {len(batch.keys)} sample keys and the "
@@ -198,7 +205,9 @@ class Run:
 
     def _announce(self) -> None:
         t = self.training
-        trained = sum(p.numel() for name, p in t.objective.branches.students.items() if name.startswith("backbone."))
+        trained = sum(
+            p.numel() for name, p in t.objective.branches.students.items() if name.startswith("backbone.")
+        )
         trunk = self.trunk_parameters()
         log.info(
             "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %d images, %d steps of %d, on %d x %s, %s",

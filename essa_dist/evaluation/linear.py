@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from essa_dist.errors import UsageError
 
@@ -35,15 +36,21 @@ def linear_predictions(
         raise UsageError(
             "the bank holds members of 1 class, a linear probe needs at least 2: use another bank"
         )
+    # Threads of BLAS only wait for each other at this size (two took 40 times as long on two busy cores).
+    with threadpool_limits(1):
+        probe = _fit(bank_NC, bank_labels_N, seed)
+        return probe.predict(test_MC), float(probe.get_params()["classify__C"])
+
+
+def _fit(bank_NC: Features, labels_N: Indices, seed: int) -> Pipeline:
     probe = Pipeline([("standardise", StandardScaler()), ("classify", LogisticRegression(max_iter=1000))])
-    splits = folds(bank_labels_N, seed)
+    splits = folds(labels_N, seed)
     if splits:
-        search = GridSearchCV(probe, {"classify__C": STRENGTHS}, cv=splits).fit(bank_NC, bank_labels_N)
-        return search.predict(test_MC), float(search.best_params_["classify__C"])
+        search = GridSearchCV(probe, {"classify__C": STRENGTHS}, cv=splits)
+        return search.fit(bank_NC, labels_N).best_estimator_
     strength = float(np.median(STRENGTHS))
     logger.warning("no class of the bank has two members: C=%.3g is a guess, not cross-validated", strength)
-    probe.set_params(classify__C=strength).fit(bank_NC, bank_labels_N)
-    return probe.predict(test_MC), strength
+    return probe.set_params(classify__C=strength).fit(bank_NC, labels_N)
 
 
 def folds(labels_N: Indices, seed: int) -> list[tuple[Indices, Indices]]:

@@ -4,6 +4,7 @@ Source: DINO, arXiv:2104.14294, appendix C; names and initialisation as in DINOv
 so it is always trained from scratch. Shapes: N rows, C trunk width, D bottleneck, K prototypes.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ class DINOHead(nn.Module):
         self.register_buffer("input_std", torch.ones(in_features))
         widths = [in_features] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(widths, widths[1:], strict=False):
+        for n_in, n_out in pairwise(widths):
             layers += [nn.Linear(n_in, n_out), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = WeightNormLinear(config.bottleneck, config.prototypes)

@@ -7,13 +7,15 @@ from torch import Tensor
 @torch.no_grad()
 def row_entropy(targets_NK: Tensor) -> Tensor:
     """Mean entropy of the rows, in nats: ln K when the teacher says nothing, 0 when it is certain."""
-    return torch.special.entr(targets_NK).sum(dim=1).mean()
+    entropy: Tensor = torch.special.entr(targets_NK).sum(dim=1).mean()
+    return entropy
 
 
 @torch.no_grad()
 def prototype_entropy(targets_NK: Tensor) -> Tensor:
     """Entropy of the mean row, in nats: 0 when every image goes to the same prototype."""
-    return torch.special.entr(targets_NK.mean(dim=0)).sum()
+    entropy: Tensor = torch.special.entr(targets_NK.mean(dim=0)).sum()
+    return entropy
 
 
 @torch.no_grad()

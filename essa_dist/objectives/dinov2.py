@@ -84,9 +84,7 @@ class DINOv2Objective(nn.Module):
             losses["rankme"] = rankme(teacher.cls)
         return losses
 
-    def _targets(
-        self, teacher: Features, masks: Tensor | None, temp: float
-    ) -> tuple[Tensor, Tensor | None]:
+    def _targets(self, teacher: Features, masks: Tensor | None, temp: float) -> tuple[Tensor, Tensor | None]:
         """Distributions of the teacher: [2 * B, K] of class tokens and [M, K] of the patches the student misses."""
         dino = self.dino_targets(self.dino_head(teacher.cls), temp=temp)
         if masks is None:

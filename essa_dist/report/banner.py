@@ -7,7 +7,7 @@ from matplotlib.figure import SubFigure
 
 from essa_dist.report.bars import draw_side
 from essa_dist.report.features import Matrix
-from essa_dist.report.pictures import draw_rows, overlay, pixels
+from essa_dist.report.pictures import Pixels, draw_rows, overlay, pixels
 from essa_dist.report.plotting import AFTER, BEFORE, canvas, grid
 from essa_dist.report.record import PROTOCOLS, Pair
 from essa_dist.report.samples import Shown
@@ -18,9 +18,13 @@ BANNER = "before_after.png"
 def draw_banner(pairs: Sequence[Pair], shown: Shown, before: Matrix, after: Matrix, path: Path) -> None:
     """Bars of ``pairs`` (one per protocol) on the left, patch colours of the images on the right, 1200 x 420 pixels."""
     with canvas(path, 10, 3.5, dpi=120) as figure:
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 2.05])
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 2.05])[0]
         _draw_bars(left, pairs)
-        rows = [pixels(shown.images), overlay(shown.images, before), overlay(shown.images, after)]
+        rows: list[Matrix | Pixels] = [
+            pixels(shown.images),
+            overlay(shown.images, before),
+            overlay(shown.images, after),
+        ]
         draw_rows(grid(right, len(rows), len(shown.names)), rows, shown.names)
 
 

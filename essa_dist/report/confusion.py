@@ -25,7 +25,8 @@ def row_shares(result: Result) -> Matrix:
     """Counts (rows = truth) to shares of each row, [K, K]; a class without test images stays NaN."""
     counts = np.asarray(result["confusion"], dtype=np.float64)
     total = counts.sum(axis=1, keepdims=True)
-    return np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    shares: Matrix = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    return shares
 
 
 def recall_change(pair: Pair) -> Matrix:

@@ -28,7 +28,7 @@ class Panel:
 
 
 LOSSES = (
-    Panel("Total loss", "nats", {"loss": ("total", 1)}),
+    Panel("Total loss", "", {"loss": ("total", 1)}),
     Panel(
         "Terms",
         "nats",
@@ -59,7 +59,7 @@ COLLAPSE = (
 SPEED = (
     Panel("Throughput", "images / s", {"img_per_s": ("throughput", 1)}),
     Panel("Time spent waiting for data", "% of the step", {"data_wait": ("wait", 100)}),
-    Panel("Peak memory", "GiB", {"memory_gib": ("memory", 1)}),
+    Panel("Memory", "GiB", {"memory_gib": ("memory", 1)}),
 )
 
 
@@ -94,7 +94,7 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def draw_panels(rows: Rows, panels: Sequence[Panel], path: Path, *, smoothed: bool = False) -> None:
-    """Draw ``panels`` (not empty, from :func:`present`) side by side, two a row, into ``path``."""
+    """Draw ``panels`` (not empty, from :func:`present`) side by side, two or three a row, into ``path``."""
     columns = min(len(panels), 2 if len(panels) != 3 else 3)
     lines = math.ceil(len(panels) / columns)
     with canvas(path, 10.5, 3.1 * lines) as figure:
@@ -107,7 +107,7 @@ def draw_panels(rows: Rows, panels: Sequence[Panel], path: Path, *, smoothed: bo
 
 def _draw_panel(axes: Axes, rows: Rows, panel: Panel, smoothed: bool) -> None:
     steps = column(rows, "step")
-    for colour, (key, (name, factor)) in zip(SERIES, panel.series.items(), strict=False):
+    for (colour, dashes), (key, (name, factor)) in zip(SERIES, panel.series.items(), strict=False):
         values = column(rows, key) * factor
         there = np.isfinite(values) if "rankme" in key or "entropy" in key else np.full(len(values), True)
         x, y = steps[there], values[there]  # a diagnostic is taken every few steps: join its points
@@ -115,9 +115,12 @@ def _draw_panel(axes: Axes, rows: Rows, panel: Panel, smoothed: bool) -> None:
         if smoothed and len(y) > 50:
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
             y = smooth(y, window=max(5, len(y) // 25))
-        axes.plot(x, y, color=colour, label=name, marker=marker, markersize=4, linewidth=1.8)
+        axes.plot(
+            x, y, color=colour, label=name, marker=marker, markersize=4, linewidth=1.8, linestyle=dashes
+        )
     axes.set(title=panel.title, xlabel="step", ylabel=panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.ticklabel_format(axis="y", useOffset=False)
     if len(panel.series) > 1:
-        axes.legend(fontsize=9)
+        # Below the axes: curves may fill any corner.
+        axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=4, columnspacing=1.0)

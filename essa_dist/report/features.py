@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.vision_transformer import Attention
+from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from essa_dist.backbones import Backbone
@@ -97,7 +97,8 @@ def _correlation(a: Matrix, b: Matrix) -> Matrix:
     """Pearson correlation of the columns, [Ka, Kb]; 0 where a column is constant."""
     a, b = (x - x.mean(axis=0) for x in (a, b))
     norms = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)[None]
-    return np.divide(a.T @ b, norms, out=np.zeros_like(norms), where=norms > 0)
+    correlation: Matrix = np.divide(a.T @ b, norms, out=np.zeros_like(norms), where=norms > 0)
+    return correlation
 
 
 def colours(scores: Matrix) -> Matrix:

@@ -114,7 +114,7 @@ def _attention_section(looks: Looks, out: Path) -> Section:
         return Section(title, missing=(gap,))
     path = out / "attention.png"
     draw_attention(looks.shown, before, after, path)
-    shares = [f"{100 * float(part.sum(dim=-1).mean()):.0f} %" for part in (before, after)]
+    shares = [f"{100 * float(part.sum(dim=-1).mean()):.1f} %" for part in (before, after)]
     picture = Picture(
         path,
         alt=f"Attention maps of the class token on images of {', '.join(looks.shown.names)}, before and after adaptation.",

@@ -18,7 +18,11 @@ ROWS = ("image", "before", "after")
 
 def draw_patch_colours(shown: Shown, before: Matrix, after: Matrix, path: Path) -> None:
     """Rows: images, patch colours before, after (colours [B, N, 3] from ``features.joint_colours``)."""
-    rows = [pixels(shown.images), overlay(shown.images, before), overlay(shown.images, after)]
+    rows: list[Matrix | Pixels] = [
+        pixels(shown.images),
+        overlay(shown.images, before),
+        overlay(shown.images, after),
+    ]
     with canvas(path, 1.75 * len(shown.names) + 0.4, 5.6) as figure:
         draw_rows(grid(figure, len(rows), len(shown.names)), rows, shown.names)
 

@@ -10,7 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
 BEFORE, AFTER = "#97a3b0", "#0b7a75"  # grey and teal: told apart without colour vision by lightness
-SERIES = ("#0b7a75", "#d1663f", "#4263a8", "#a0458d", "#6b7280")
+SERIES = (("#0b7a75", "-"), ("#d1663f", "--"), ("#4263a8", "-."), ("#a0458d", ":"))
+"""Colour and dashes of the curves in one plot: a curve that lies on another one still shows through."""
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine

@@ -23,7 +23,9 @@ def test_tuned_rows_get_the_gradient_of_full_fine_tuning(rank: int) -> None:
     assert torch.equal(apla(x_BNC), full(x_BNC))
     for layer in (full, apla):
         layer(x_BNC).square().sum().backward()
-    assert full.weight.grad is not None and full.bias.grad is not None and apla.bias is not None
+    assert full.weight.grad is not None
+    assert full.bias.grad is not None
+    assert apla.bias is not None
     torch.testing.assert_close(apla.weight.grad, full.weight.grad[apla.rows])
     torch.testing.assert_close(apla.bias.grad, full.bias.grad[apla.rows])
     assert apla.base.weight.grad is None

@@ -77,7 +77,6 @@ def test_the_rule_differs_from_timms_so_the_choice_matters() -> None:
     torch.manual_seed(0)
     kwargs = {"name": "dinov2_vitt14", "weights": "random"}
     one, other = (build_architecture(BackboneConfig(**kwargs, pos_embed=rule)) for rule in ("dinov2", "timm"))
-    one.vit.pos_embed.data.normal_()
     other.load_state_dict(one.state_dict())
     images = torch.randn(1, 3, 98, 98)
-    assert not torch.allclose(one.eval()(images).cls, other.eval()(images).cls, atol=1e-4)
+    assert not torch.allclose(one.eval()(images).patches, other.eval()(images).patches, atol=1e-2)

@@ -26,13 +26,16 @@ def test_auto_takes_the_embedded_file_offline_and_says_so(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         backbone = build_backbone(BackboneConfig(name=EMBEDDED_NAME))
     assert any("using the embedded weights" in message for message in caplog.messages)
-    assert backbone.weights_source.startswith("embedded") and len(backbone.weights_sha256 or "") == 64
+    assert backbone.weights_source.startswith("embedded")
+    assert len(backbone.weights_sha256 or "") == 64
     official = load_file(EMBEDDED[EMBEDDED_NAME])
     assert torch.equal(backbone.vit.blocks[3].attn.qkv.weight, official["blocks.3.attn.qkv.weight"].float())
 
 
 def test_auto_without_hub_or_file_is_an_error_that_shows_the_offline_way() -> None:
-    with pytest.raises(WeightsError, match=r"can't be fetched .*huggingface-cli download timm/vit_small.*backbone.weights=") as e:
+    with pytest.raises(
+        WeightsError, match=r"can't be fetched .*huggingface-cli download timm/vit_small.*backbone.weights="
+    ) as e:
         build_backbone(BackboneConfig(name="dinov2_vits14"))
     assert "\n" not in str(e.value)
 
@@ -46,7 +49,13 @@ def test_random_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_dinov2_file_gives_trunk_and_mask_token(tmp_path: Path) -> None:
     source = build_architecture(BackboneConfig(name="dinov2_vitt14"))
     state = {k: torch.randn_like(v) for k, v in source.vit.state_dict().items()}
-    torch.save({"teacher": {f"backbone.{k}": v for k, v in state.items()} | {"backbone.mask_token": torch.ones(1, 192)}}, tmp_path / "w.pth")
+    torch.save(
+        {
+            "teacher": {f"backbone.{k}": v for k, v in state.items()}
+            | {"backbone.mask_token": torch.ones(1, 192)}
+        },
+        tmp_path / "w.pth",
+    )
     loaded = build_backbone(BackboneConfig(name="dinov2_vitt14", weights=str(tmp_path / "w.pth")))
     assert torch.equal(loaded.mask_token, torch.ones(1, 192))
     assert all(torch.equal(v, state[k]) for k, v in loaded.vit.state_dict().items())
@@ -82,7 +91,9 @@ class Bomb:
         return (Path.touch, (Path("executed"),))
 
 
-def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_pickle_is_refused_and_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pth").write_bytes(pickle.dumps({"patch_embed.proj.weight": Bomb()}))
     with pytest.raises(WeightsError, match=r"w\.pth"):

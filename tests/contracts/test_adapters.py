@@ -81,7 +81,9 @@ def test_every_adapter_has_a_case() -> None:
 
 
 @torch.no_grad()
-def test_before_training_both_branches_are_the_base_model_bit_for_bit(case: dict[str, Any], images: Tensor) -> None:
+def test_before_training_both_branches_are_the_base_model_bit_for_bit(
+    case: dict[str, Any], images: Tensor
+) -> None:
     base = features(tiny(), images)
     backbone, _ = adapted(case)
     branches = Branches(backbone)
@@ -97,7 +99,9 @@ def test_only_trained_tensors_move_and_each_gets_a_gradient(case: dict[str, Any]
     train(backbone, branches, images, steps=1)
     for name, p in backbone.named_parameters():
         if name in branches.students:
-            assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
+            assert p.grad is not None, name
+            assert p.grad.isfinite().all(), name
+            assert p.grad.abs().sum() > 0, name
         else:
             assert p.grad is None, name
     train(backbone, branches, images, steps=4)
@@ -155,7 +159,9 @@ def test_branches_share_every_frozen_tensor_by_storage_and_by_bytes(case: dict[s
     seen: dict[str, int] = {}
     for name, module in backbone.named_modules():
         module.register_forward_pre_hook(
-            lambda m, a, name=name: seen.update({f"{name}.{n}".lstrip("."): p.data_ptr() for n, p in m._parameters.items() if p is not None})
+            lambda m, a, name=name: seen.update(
+                {f"{name}.{n}".lstrip("."): p.data_ptr() for n, p in m._parameters.items() if p is not None}
+            )
         )
     with branches.teacher():
         backbone(torch.randn(1, 3, SIDE, SIDE), torch.zeros(1, (SIDE // PATCH) ** 2, dtype=torch.bool))
@@ -167,7 +173,9 @@ def test_branches_share_every_frozen_tensor_by_storage_and_by_bytes(case: dict[s
     assert total == base_bytes + extra_rows + trained_bytes  # the teacher costs its trained tensors, no more
 
 
-def test_merge_keeps_the_features_and_restores_the_plain_module_tree(case: dict[str, Any], images: Tensor) -> None:
+def test_merge_keeps_the_features_and_restores_the_plain_module_tree(
+    case: dict[str, Any], images: Tensor
+) -> None:
     backbone, adapter = adapted(case)
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1e-2)
     features(backbone, images).square().sum().backward()
@@ -176,7 +184,9 @@ def test_merge_keeps_the_features_and_restores_the_plain_module_tree(case: dict[
     adapter.merge(backbone)
     torch.testing.assert_close(features(backbone, images), trained, rtol=0, atol=1e-5)
     assert not torch.allclose(trained, features(tiny(), images), atol=1e-3)
-    assert {n: type(m) for n, m in backbone.named_modules()} == {n: type(m) for n, m in tiny().named_modules()}
+    assert {n: type(m) for n, m in backbone.named_modules()} == {
+        n: type(m) for n, m in tiny().named_modules()
+    }
     assert not any(p.requires_grad for p in backbone.parameters())
 
 

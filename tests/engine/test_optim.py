@@ -22,8 +22,15 @@ DEPTH = 2
 
 
 def values(**changes: object) -> StepValues:
-    base = dict(lr=1.0, head_lr=2.0, weight_decay=0.1, head_weight_decay=0.2, ema_momentum=0.9, teacher_temp=0.04)
-    return StepValues(**(base | dict(adapter_frozen=False, last_layer_frozen=False) | changes))  # type: ignore[arg-type]
+    base = {
+        "lr": 1.0,
+        "head_lr": 2.0,
+        "weight_decay": 0.1,
+        "head_weight_decay": 0.2,
+        "ema_momentum": 0.9,
+        "teacher_temp": 0.04,
+    }
+    return StepValues(**(base | {"adapter_frozen": False, "last_layer_frozen": False} | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -43,7 +50,11 @@ def test_matrices_decay_and_vectors_do_not(students: dict[str, nn.Parameter]) ->
     found = settings(students, OptimConfig())
     assert found["backbone.vit.blocks.0.attn.proj.weight"] == (1.0, 0.1)
     assert found["dino_head.mlp.0.weight"] == (2.0, 0.2)
-    for name in ("backbone.vit.blocks.1.attn.proj.bias", "backbone.vit.blocks.1.norm1.weight", "dino_head.mlp.0.bias"):
+    for name in (
+        "backbone.vit.blocks.1.attn.proj.bias",
+        "backbone.vit.blocks.1.norm1.weight",
+        "dino_head.mlp.0.bias",
+    ):
         assert found[name][1] == 0.0
 
 
@@ -57,7 +68,9 @@ def test_layer_decay_counts_from_the_top(students: dict[str, nn.Parameter]) -> N
     assert found["dino_head.mlp.0.weight"][0] == 2.0  # heads have no layers to decay over
 
 
-@pytest.mark.parametrize(("frozen", "prefix"), [("adapter_frozen", "backbone."), ("last_layer_frozen", "dino_head.last_layer")])
+@pytest.mark.parametrize(
+    ("frozen", "prefix"), [("adapter_frozen", "backbone."), ("last_layer_frozen", "dino_head.last_layer")]
+)
 def test_frozen_parts_do_not_move_not_even_by_weight_decay(
     students: dict[str, nn.Parameter], frozen: str, prefix: str
 ) -> None:

@@ -51,14 +51,18 @@ def start(*overrides: str) -> subprocess.Popen[str]:
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
+        if (run / "metrics.jsonl").is_file() and len(
+            (run / "metrics.jsonl").read_text().splitlines()
+        ) >= step:
             return
         time.sleep(0.005)
     raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)], ids=["kill", "term", "int"]
+    ("how", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)],
+    ids=["kill", "term", "int"],
 )
 def test_a_stopped_run_resumes_to_the_bit(
     recipe: list[str], tmp_path: Path, how: signal.Signals, code: int
@@ -132,7 +136,7 @@ def test_a_checkpoint_of_another_adapter_or_trunk_is_refused(recipe: list[str], 
     adapt(None, *recipe)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("rank: full", "rank: 3"))
-    with pytest.raises(UsageError, match="of another architecture or adapter: .*proj"):
+    with pytest.raises(UsageError, match=r"of another architecture or adapter: .*proj"):
         adapt(None, *recipe, "resume=true", "adapter.rank=3")
     state = tmp_path / "run" / "checkpoints" / "step_00000006" / "state.json"
     config.write_text(config.read_text().replace("rank: 3", "rank: full"))

@@ -19,7 +19,8 @@ def dinov2_array(base: float, final: float, total: int, warmup: int = 0, start: 
 
 def values(optim: OptimConfig, schedule: ScheduleConfig) -> list:
     return [
-        step_values(s, total=TOTAL, steps_per_epoch=PER_EPOCH, optim=optim, schedule=schedule) for s in range(TOTAL)
+        step_values(s, total=TOTAL, steps_per_epoch=PER_EPOCH, optim=optim, schedule=schedule)
+        for s in range(TOTAL)
     ]
 
 

@@ -32,7 +32,9 @@ def test_a_run_leaves_config_metrics_events_and_the_newest_checkpoints(recipe: l
     result = adapt(None, *recipe)
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_00000004", "step_00000006"}
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "dino_global", "dino_local", "ibot", "koleo", "grad_norm", "rankme", "lr"} <= rows(run)[0].keys()
+    assert {"loss", "dino_global", "dino_local", "ibot", "koleo", "grad_norm", "rankme", "lr"} <= rows(run)[
+        0
+    ].keys()
     assert list(run.glob("events.*"))
     assert (result["step"], result["out"]) == (6, str(run))
     assert result["trainable_parameters"] == sum(
@@ -45,14 +47,17 @@ def test_checkpoints_hold_no_frozen_weight(recipe: list[str], run: Path) -> None
     result = adapt(None, *recipe)
     for branch in ("student", "teacher"):
         trunk = [name for name in tensors(run, 6, branch) if name.startswith("backbone.")]
-        assert trunk and all(".attn.proj." in name for name in trunk)
+        assert trunk
+        assert all(".attn.proj." in name for name in trunk)
     written = sum(f.stat().st_size for f in (run / "checkpoints" / "step_00000006").iterdir())
     assert written == result["checkpoint_bytes"]
     numbers = result["trainable_parameters"] + result["head_parameters"]
     assert written < 4.5 * 4 * numbers + 50_000  # student, teacher, two moments; the rest is small
 
 
-def test_the_teacher_is_what_load_model_returns_and_the_base_is_untouched(recipe: list[str], run: Path) -> None:
+def test_the_teacher_is_what_load_model_returns_and_the_base_is_untouched(
+    recipe: list[str], run: Path
+) -> None:
     torch.manual_seed(5)
     adapt(None, *recipe, "backbone.name=vit_tiny_patch16_224", "backbone.weights=auto", "duration=2")
     images = torch.randn(2, 3, 48, 48)
@@ -76,7 +81,9 @@ def test_head_warmup_moves_only_the_heads(recipe: list[str], run: Path) -> None:
     adapt(None, *recipe, "schedule.head_warmup=4", "schedule.freeze_last_layer=2", "checkpoint.keep=9")
     two, four, six = (tensors(run, step) for step in (2, 4, 6))
     assert all(torch.equal(two[n], four[n]) == n.startswith("backbone.") for n in two if n.endswith("weight"))
-    assert not any(torch.equal(four[n], six[n]) for n in four if n.startswith("backbone.") and n.endswith("weight"))
+    assert not any(
+        torch.equal(four[n], six[n]) for n in four if n.startswith("backbone.") and n.endswith("weight")
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -88,12 +95,21 @@ def test_half_precision_keeps_trained_tensors_in_fp32_and_follows_fp32(
     adapt(None, *recipe, "precision=fp32", "optim.lr=1e-3", f"out={run}32")
     exact = rows(Path(f"{run}32"))
     assert {t.dtype for t in tensors(run, 6).values()} == {torch.float32}
-    for name in ("dino_global", "dino_local", "ibot"):  # KoLeo, a logarithm of small distances, is not as close
+    for name in (
+        "dino_global",
+        "dino_local",
+        "ibot",
+    ):  # KoLeo, a logarithm of small distances, is not as close
         assert half[0][name] == pytest.approx(exact[0][name], rel=0.02)
 
 
 def test_accumulation_is_the_mean_over_micro_batches(recipe: list[str], run: Path) -> None:
-    fixed = ["duration=1", "objective.koleo_weight=0", "checkpoint.every=1", "schedule.teacher_temp_start=0.07"]
+    fixed = [
+        "duration=1",
+        "objective.koleo_weight=0",
+        "checkpoint.every=1",
+        "schedule.teacher_temp_start=0.07",
+    ]
     adapt(None, *recipe, *fixed)
     adapt(None, *recipe, *fixed, "accumulate=2", f"out={run}2")
     # The first centre is zero and moves between micro-batches, so targets differ a little: not a bit-equality.
@@ -101,7 +117,9 @@ def test_accumulation_is_the_mean_over_micro_batches(recipe: list[str], run: Pat
 
 
 def test_not_finite_stops_before_the_update_and_names_the_samples(recipe: list[str], run: Path) -> None:
-    with pytest.raises(DivergedError, match=r"step \d: not finite .*nothing was updated.*4 sample keys") as error:
+    with pytest.raises(
+        DivergedError, match=r"step \d: not finite .*nothing was updated.*4 sample keys"
+    ) as error:
         adapt(None, *recipe, "optim.lr=1e30", "optim.clip=1e9", "checkpoint.every=1", "checkpoint.keep=9")
     folder = next((run / "diverged").iterdir())
     record = json.loads((folder / "samples.json").read_text())
@@ -123,7 +141,9 @@ def test_collapse_is_warned_of_with_its_number(
     assert any("effective rank of the features is 1." in message for message in caplog.messages)
 
 
-def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(recipe: list[str], run: Path) -> None:
+def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(
+    recipe: list[str], run: Path
+) -> None:
     run.mkdir()
     (run / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="exists: choose another, or say resume=true or overwrite=true"):
@@ -140,7 +160,7 @@ def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(recipe
     [
         ("batch_size=1", "less than 2 images for KoLeo"),
         ("accumulate=3", "not a multiple of accumulate=3"),
-        ("data.crops.global_size=50", r"global_size=50 is not a multiple of the patch size 16 of test_vit: try 48 or 64"),
+        ("data.crops.global_size=50", "global_size 50 is no multiple of the patch size 16"),
         ("adapter={kind: apla, rank: 4096}", r"must be in 1\.\.64"),
         ("data.train=nowhere", "nowhere"),
         ("data.train=''", "data.train is not set"),

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from sklearn.neighbors import KNeighborsClassifier
 
 from essa_dist.backbones import Backbone
 from essa_dist.data.pack import PackConfig, pack
@@ -104,21 +108,49 @@ def test_impossible_settings_are_refused_at_once(settings: dict[str, Any], wrong
         EvaluateConfig(**settings | wrong)
 
 
-def test_pretrained_features_tell_real_blood_cells_apart(shared: Path, tmp_path: Path) -> None:
-    """160 images of 8 classes; chance is 0.125, an untrained network stays below 0.5."""
-    rows = ["path,label,split"]
-    for folder in sorted((shared / "data" / "pbc_blood").iterdir()):
-        for i, image in enumerate(sorted(folder.glob("*.jpg"))[:20]):
-            rows.append(f"{image},{folder.name},{'train' if i < 12 else 'test'}")
-    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
-    pack(PackConfig(src=str(tmp_path / "list.csv"), out=str(tmp_path / "cells")))
-    cells = str(tmp_path / "cells")
-    weights = str(shared / "weights" / "vit_tiny_patch16_224_in1k_fp16.safetensors")
+SIZE = 112
+BANK, TEST = 12, 8  # images of each class
+
+
+def plain_features(weights: Path, images: list[Path]) -> torch.Tensor:
+    """By Pillow and timm alone."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True).eval()
+    state = {name: t.float() for name, t in load_file(weights).items() if not name.startswith("head.")}
+    model.load_state_dict(state)
+    resized = [
+        np.asarray(Image.open(image).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        for image in images
+    ]
+    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 127.5 - 1  # mean = std = 0.5
+    with torch.inference_mode():
+        return torch.cat([model(chunk) for chunk in pixels.split(32)])
+
+
+def test_real_cells_are_told_apart_as_well_as_by_plain_timm_and_scikit_learn(
+    shared: Path, tmp_path: Path
+) -> None:
+    folders = sorted(path for path in (shared / "data" / "pbc_blood").iterdir() if path.is_dir())
+    images = {folder.name: sorted(folder.glob("*.jpg"))[: BANK + TEST] for folder in folders}
+    splits = ["train"] * BANK + ["test"] * TEST
+    rows = [f"{path},{c},{split}" for c in images for path, split in zip(images[c], splits, strict=True)]
+    (tmp_path / "cells.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    cells = str(tmp_path / "packed")
+    pack(PackConfig(src=str(tmp_path / "cells.csv"), out=cells))
+    weights = shared / "weights" / "vit_tiny_patch16_224_in1k_fp16.safetensors"
     config = EvaluateConfig(
-        protocol="knn", model=weights, bank=cells, test=cells, image_size=112, crop=0.65, k=10, device="cpu"
+        protocol="knn", model=str(weights), bank=cells, test=cells, image_size=SIZE, k=5, device="cpu"
     )
     found = evaluate(config)
-    assert (found["n_bank"], found["n_test"]) == (96, 64)
-    assert found["balanced_accuracy"] > 0.6
-    low, high = found["interval"]
-    assert low < found["balanced_accuracy"] < high
+
+    bank = plain_features(weights, [path for c in images for path in images[c][:BANK]])
+    test = plain_features(weights, [path for c in images for path in images[c][BANK:]])
+    oracle = KNeighborsClassifier(5, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    expected = oracle.fit(bank, np.repeat(range(8), BANK)).score(test, np.repeat(range(8), TEST))
+
+    assert (found["n_bank"], found["n_test"]) == (8 * BANK, 8 * TEST)
+    assert found["classes"] == sorted(images)
+    assert expected > 0.4  # chance is 0.125
+    assert abs(found["balanced_accuracy"] - expected) <= 1 / (
+        8 * TEST
+    )  # one image; resizing rounds differently
+    assert found["interval"][0] < found["balanced_accuracy"] < found["interval"][1]

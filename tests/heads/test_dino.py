@@ -22,11 +22,15 @@ def test_logits_are_cosines_while_prototypes_have_unit_length() -> None:
 
 def test_norm_prototypes_keeps_the_length_untrained() -> None:
     free, fixed = (DINOHead(6, HeadConfig(prototypes=5, norm_prototypes=n)) for n in (False, True))
-    assert free.last_layer.weight_g.requires_grad and not fixed.last_layer.weight_g.requires_grad
+    assert free.last_layer.weight_g.requires_grad
+    assert not fixed.last_layer.weight_g.requires_grad
 
 
 def test_standardize_makes_unit_inputs_and_leaves_constant_features_alone() -> None:
-    head, features = DINOHead(3, HeadConfig(prototypes=5)), torch.randn(500, 3) * torch.tensor([5.0, 0.5, 0.0]) + 7
+    head, features = (
+        DINOHead(3, HeadConfig(prototypes=5)),
+        torch.randn(500, 3) * torch.tensor([5.0, 0.5, 0.0]) + 7,
+    )
     head.standardize(features)
     z = (features - head.input_mean) / head.input_std
     torch.testing.assert_close(z[:, :2].std(dim=0), torch.ones(2), rtol=1e-3, atol=1e-3)

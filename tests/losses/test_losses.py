@@ -28,7 +28,9 @@ def test_dino_is_the_sum_over_pairs_of_different_crops(same_crops: bool) -> None
                 continue
             for logits, target in zip(logits_BK, targets_BK, strict=True):
                 expected -= (target * torch.log_softmax(logits / 0.1, 0)).sum().item() / B
-    assert dino_loss(student, teacher, temp=0.1, same_crops=same_crops).item() == pytest.approx(expected, rel=1e-5)
+    assert dino_loss(student, teacher, temp=0.1, same_crops=same_crops).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_ibot_counts_every_image_once_however_much_of_it_is_masked() -> None:
@@ -63,7 +65,9 @@ def test_koleo_of_equal_features_is_finite_also_in_half_precision() -> None:
     x = torch.ones(4, 8, dtype=torch.float16, requires_grad=True)
     loss = koleo_loss(x)
     loss.backward()
-    assert loss.isfinite() and x.grad is not None and x.grad.isfinite().all()
+    assert loss.isfinite()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 def test_koleo_of_one_image_is_refused() -> None:

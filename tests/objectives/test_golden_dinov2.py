@@ -22,7 +22,9 @@ FOLDER = Path(os.environ.get("ESSA_FIXTURES", Path(__file__).parents[3] / "share
 FILES = sorted(FOLDER.glob("*.safetensors"))
 PATCH = 7  # pixels; the README of the fixtures
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no golden values: ESSA_FIXTURES or ../shared/fixtures ({FOLDER.name})")
+pytestmark = pytest.mark.skipif(
+    not FILES, reason=f"no golden values: ESSA_FIXTURES or ../shared/fixtures ({FOLDER.name})"
+)
 
 
 class Golden:
@@ -31,7 +33,7 @@ class Golden:
     def __init__(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
             self.meta: dict[str, str] = file.metadata()
-            self.tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}
+            self.tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         self.objective = self._objective()
         self.batch = self._batch()
 
@@ -50,7 +52,10 @@ class Golden:
             ibot_head=head_config(student, "ibot_head.") if separate else "shared",
         )
         objective = DINOv2Objective(backbone, config, compute_dtype=torch.float32)
-        for branch, tensors in (("student", objective.branches.students), ("teacher", objective.branches.teachers)):
+        for branch, tensors in (
+            ("student", objective.branches.students),
+            ("teacher", objective.branches.teachers),
+        ):
             official = self.group(f"{branch}.")
             for name, tensor in tensors.items():
                 tensor.data.copy_(official[official_name(name)])
@@ -122,7 +127,9 @@ def test_golden_features(golden: Golden) -> None:
     student = backbone(batch.global_crops.flatten(0, 1), batch.masks.flatten(0, 1))
     assert_golden(student.cls, golden.tensors["student.global.x_norm_clstoken"])
     assert_golden(student.patches, golden.tensors["student.global.x_norm_patchtokens"])
-    assert_golden(backbone(batch.local_crops.flatten(0, 1)).cls, golden.tensors["student.local.x_norm_clstoken"])
+    assert_golden(
+        backbone(batch.local_crops.flatten(0, 1)).cls, golden.tensors["student.local.x_norm_clstoken"]
+    )
     with golden.objective.branches.teacher():
         teacher = backbone(batch.global_crops.flatten(0, 1))
     assert_golden(teacher.cls, golden.tensors["teacher.x_norm_clstoken"])
@@ -149,7 +156,9 @@ def test_golden_gradients(golden: Golden) -> None:
 
 def test_golden_centers(golden: Golden) -> None:
     golden.losses()
-    ours = {key.split("_")[0]: t for key, t in golden.objective.named_buffers() if key.endswith("targets.center")}
+    ours = {
+        key.split("_")[0]: t for key, t in golden.objective.named_buffers() if key.endswith("targets.center")
+    }
     official = golden.group("center_after.")  # none for Sinkhorn-Knopp, which has no state
     assert ours.keys() == official.keys()
     for name, center in ours.items():
