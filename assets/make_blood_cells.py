@@ -64,7 +64,7 @@ def settings(listing: Path, out: Path) -> PackConfig:
 def choose(source: Path) -> list[Chosen]:
     """Draw the images of every split, class by class, and shuffle them."""
     rng = random.Random(SEED)
-    kept = np.empty((0, 32 * 32), dtype=np.float32)
+    seen = LookAlikes()
     chosen: list[Chosen] = []
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         candidates = sorted(folder.iterdir())
@@ -74,21 +74,33 @@ def choose(source: Path) -> list[Chosen]:
             if not candidates:
                 raise SystemExit(f"{folder} has too few different images for {PER_CLASS}")
             path = candidates.pop()
-            thumbnail = small(path)
-            if len(kept) and np.sqrt(np.square(kept - thumbnail).mean(axis=1)).min() < ALIKE:
+            if not seen.add(path):
                 logger.info("left out %s: it looks like one that was taken", path)
                 continue
-            kept = np.vstack([kept, thumbnail])
             chosen.append((path, folder.name, places.pop()))
     rng.shuffle(chosen)
     return chosen
 
 
-def small(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(
-            image.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float32
-        ).reshape(1, -1)
+class LookAlikes:
+    """Thumbnails of the images taken so far."""
+
+    def __init__(self) -> None:
+        self.count, self.pixels = 0, np.empty((10_000, 32 * 32), dtype=np.float32)
+
+    def add(self, path: Path) -> bool:
+        """Take the image, unless one that looks like it was taken before."""
+        with Image.open(path) as image:
+            thumbnail = image.convert("L").resize((32, 32), Image.Resampling.BOX)
+        new = np.asarray(thumbnail, dtype=np.float32).reshape(-1)
+        taken = self.pixels[: self.count]
+        # |a - b|^2 by its three products: the matrix of differences would take several times as long.
+        square = np.einsum("ij,ij->i", taken, taken) + new @ new - 2 * taken @ new
+        if self.count and square.min() < ALIKE**2 * new.size:
+            return False
+        self.pixels[self.count] = new
+        self.count += 1
+        return True
 
 
 def write_listing(chosen: list[Chosen], folder: Path) -> Path:

@@ -80,13 +80,16 @@ def build_architecture(config: BackboneConfig) -> Backbone:
     return Backbone(vit, name=timm_name, pos_embed=rule, mean=config.mean, std=config.std)
 
 
-def build_backbone(config: BackboneConfig) -> Backbone:
+def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     """Architecture with the weights that ``config.weights`` asks for; what was done is logged and recorded.
 
+    ``seed`` decides random weights and nothing else; the global random state is left as it was.
     The backbone gets two attributes for the record: ``weights_source`` and ``weights_sha256`` (None: no file).
     Raises WeightsError when the weights can't be had; it is never random unless asked.
     """
-    backbone = build_architecture(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = build_architecture(config)
     backbone.weights_source, backbone.weights_sha256 = _load(backbone, config)
     return backbone
 

@@ -1,6 +1,5 @@
 """The one construction order: build, load pretrained, adapt, heads, branches, precision, prepare, restore."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from essa_dist.adapters import build_adapter
 from essa_dist.backbones import build_backbone
+from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.loader import CropLoader
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.distributed.collectives import all_gather
@@ -48,8 +48,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
             "data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)"
         )
     images = open_packed(config.data.train, prefer=("unlabelled", "train"))
-    backbone = build_backbone(config.backbone)
-    trunk_sha256 = hash_tensors(backbone)
+    backbone = build_backbone(config.backbone, seed=config.seed)
+    trunk_sha256 = parameters_sha256(backbone)
     build_adapter(config.adapter).inject(backbone, seed=config.seed)
     dtype = DTYPES[config.precision]
     objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
@@ -108,12 +108,3 @@ def standardize_heads(training: Training, config: RunConfig) -> None:
     for head in (objective.dino_head, objective.ibot_head):
         if head is not None:
             head.standardize(torch.cat(features))
-
-
-def hash_tensors(module: nn.Module) -> str:
-    """SHA-256 over names and fp32 bytes of all parameters, in order of name: which trunk this is."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

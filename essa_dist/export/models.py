@@ -1,5 +1,6 @@
 """Any model reference to a plain backbone: a timm name, a weights file, a run, an export."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from essa_dist import runfolder
 from essa_dist.adapters import AdapterConfig, build_adapter
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
-from essa_dist.backbones.weights import read_state
-from essa_dist.errors import UsageError
+from essa_dist.backbones.weights import parameters_sha256, read_state
+from essa_dist.errors import UsageError, WeightsError
 
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
@@ -39,7 +40,7 @@ def load_model(ref: str) -> Backbone:
         )
     else:
         name, _, weights = ref.partition("@")
-        if "/" in name or path.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
+        if "/" in name or Path(name).suffix in {".safetensors", ".pth", ".pt", ".bin"}:
             raise UsageError(
                 f"model={ref} is not there: give a timm name, a weights file, a run or an export folder"
             )
@@ -50,7 +51,8 @@ def load_model(ref: str) -> Backbone:
 def base_model(run: Path) -> Backbone:
     """The model that a run started from, as ``load_model`` returns it."""
     config = yaml.safe_load((run / runfolder.CONFIG).read_text())
-    return build_backbone(BackboneConfig(**config["backbone"])).eval().requires_grad_(False)
+    backbone = build_backbone(BackboneConfig(**config["backbone"]), seed=config["seed"])
+    return backbone.eval().requires_grad_(False)
 
 
 def _from_run(run: Path, branch: str) -> Backbone:
@@ -60,7 +62,8 @@ def _from_run(run: Path, branch: str) -> Backbone:
             f"run {run} has no complete checkpoint: let it reach one (checkpoint.every), or resume it"
         )
     config: dict[str, Any] = yaml.safe_load((run / runfolder.CONFIG).read_text())
-    backbone = build_backbone(BackboneConfig(**config["backbone"]))
+    backbone = build_backbone(BackboneConfig(**config["backbone"]), seed=config["seed"])
+    _check_trunk(backbone, checkpoints[-1])
     adapter = build_adapter(TypeAdapter(AdapterConfig).validate_python(config["adapter"]))
     adapter.inject(backbone, seed=config["seed"])
     tensors = load_file(checkpoints[-1] / f"{branch}.safetensors")
@@ -68,6 +71,17 @@ def _from_run(run: Path, branch: str) -> Backbone:
     _fill(backbone, tensors, checkpoints[-1])
     adapter.merge(backbone)
     return backbone
+
+
+def _check_trunk(backbone: Backbone, checkpoint: Path) -> None:
+    """The checkpoint holds no frozen weight: merged into another trunk it would give features of no meaning."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    found = parameters_sha256(backbone)
+    if state["trunk_sha256"] != found:
+        raise WeightsError(
+            f"checkpoint {checkpoint} was trained on other pretrained weights ({state['weights_source']}, hash "
+            f"{state['trunk_sha256'][:12]}, now {found[:12]}): put backbone.weights of the run's config.yaml right"
+        )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from essa_dist import adapt, pack
-from essa_dist.errors import DivergedError, UsageError
+from essa_dist.errors import DivergedError, UsageError, WeightsError
 from essa_dist.export.models import base_model, load_model
 
 
@@ -173,3 +173,12 @@ def test_the_impossible_is_refused_in_one_line(recipe: list[str], override: str,
     with pytest.raises(Exception, match=message) as error:
         adapt(None, *recipe, override)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_over_another_trunk_is_not_loaded(recipe: list[str], run: Path) -> None:
+    adapt(None, *recipe)
+    load_model(str(run))  # random weights follow the run's seed
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(WeightsError, match="trained on other pretrained weights"):
+        load_model(str(run))

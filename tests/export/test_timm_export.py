@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
 from essa_dist.errors import EssaError, UsageError
 from essa_dist.export import timm as exporter
+from essa_dist.export.models import load_model
 from essa_dist.export.timm import FILES, ExportConfig, export, reads_folders
 
 TINY = "vit_tiny_patch16_224"
@@ -287,3 +288,10 @@ def test_a_file_in_the_place_of_out_is_never_replaced(make_run: Run, tiny: Backb
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run folder"):
         export(settings(tmp_path))
+
+
+def test_the_folder_is_itself_a_model_reference(make_run: Run, tiny: Backbone) -> None:
+    out = export(settings(make_run(tiny)))["out"]
+    with torch.no_grad():
+        found = load_model(out)(images(tiny)).cls
+        torch.testing.assert_close(found, tiny(images(tiny)).cls, rtol=0, atol=1e-5)
