@@ -1,27 +1,23 @@
-"""Batches of crops in the order of the sample plan, the same for any number of ranks and workers.
-
-A worker is asked for (step, positions, indices) of one rank's batch, and what it returns depends on nothing else.
-"""
+"""Batches of crops in the order of the sample plan, the same for any number of ranks and workers."""
 
 import atexit
 import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from essa_dist.data.augment import CropConfig, make_crops
+from essa_dist.data.augment import CropConfig
 from essa_dist.data.batch import Batch
-from essa_dist.data.masks import MaskConfig, draw_masks
-from essa_dist.data.plan import SamplePlan, rank_slice, sample_seed
+from essa_dist.data.masks import MaskConfig
+from essa_dist.data.plan import SamplePlan, rank_slice
 from essa_dist.data.quota import BadQuota
-from essa_dist.data.shards import PackedImages, UndecodableImage
+from essa_dist.data.rank_batches import Failed, RankBatches, Request
+from essa_dist.data.shards import PackedImages
 from essa_dist.errors import DataError, UsageError
 from essa_dist.settings import Config
 
@@ -44,19 +40,6 @@ class DataConfig(Config):
     """Batches that each worker prepares ahead; they wait in shared memory."""
     bad_sample_quota: BadQuota = BadQuota()
     """How many different samples may be undecodable; each is replaced by the next one of the data set."""
-
-
-class _Request(NamedTuple):
-    step: int
-    positions: Sequence[int]  # of this rank's samples in the stream
-    indices: Sequence[int]  # of the same samples in the data set
-
-
-class _Failed(NamedTuple):
-    """Instead of a batch. As data, because an exception in a worker arrives as a page of traceback."""
-
-    reason: str
-    bad: tuple[str, ...]
 
 
 class CropLoader:
@@ -84,9 +67,18 @@ class CropLoader:
         self._bad: dict[str, None] = {}  # a set that keeps its order
         self._steps = _Steps(SamplePlan(len(images), seed), global_batch, mine)
         workers = _auto_workers() if config.workers == "auto" else config.workers
-        self._items: Iterator[Batch | _Failed] | None = None
-        self._loader: DataLoader[Batch | _Failed] = DataLoader(
-            _RankBatches(images, config, seed, global_batch, mine, patch_size, self._allowed),
+        self._items: Iterator[Batch | Failed] | None = None
+        self._loader: DataLoader[Batch | Failed] = DataLoader(
+            RankBatches(
+                images,
+                config.crops,
+                config.masks,
+                seed=seed,
+                global_batch=global_batch,
+                mine=mine,
+                patch_size=patch_size,
+                allowed=self._allowed,
+            ),
             sampler=self._steps,
             batch_size=None,  # a request is a whole batch already
             collate_fn=_as_it_is,
@@ -115,7 +107,7 @@ class CropLoader:
         try:
             for item in _explaining_dead_workers(items):
                 self._note(item.bad)
-                if isinstance(item, _Failed):
+                if isinstance(item, Failed):
                     raise DataError(item.reason)
                 yield item
         finally:
@@ -143,106 +135,27 @@ class CropLoader:
             )
 
 
-class _Steps(Sampler[_Request]):
+class _Steps(Sampler[Request]):
     """One request per step of ``range``. Runs in the main process; workers never see the plan."""
 
     def __init__(self, plan: SamplePlan, global_batch: int, mine: slice) -> None:
         self.plan, self.global_batch, self.mine = plan, global_batch, mine
         self.range = range(0)
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[Request]:
         for step in self.range:
             positions = self.plan.positions(step, self.global_batch)[self.mine]
-            yield _Request(step, positions, [self.plan.index(position) for position in positions])
+            yield Request(step, positions, [self.plan.index(position) for position in positions])
 
     def __len__(self) -> int:
         return len(self.range)
-
-
-class _RankBatches(Dataset[Batch | _Failed]):
-    """Answers a request with its batch: decode, crop, mask."""
-
-    def __init__(
-        self,
-        images: PackedImages,
-        config: DataConfig,
-        seed: int,
-        global_batch: int,
-        mine: slice,
-        patch_size: int,
-        allowed: int,
-    ) -> None:
-        self.images, self.config, self.seed, self.allowed = images, config, seed, allowed
-        self.global_batch, self.mine = global_batch, mine
-        self.grid = (config.crops.global_size // patch_size,) * 2
-
-    def __getitem__(self, request: _Request) -> Batch | _Failed:
-        bad: list[str] = []
-        try:
-            with _one_thread():
-                return self._batch(request, bad)
-        except DataError as error:
-            return _Failed(str(error), tuple(bad))
-
-    def _batch(self, request: _Request, bad: list[str]) -> Batch:
-        crops, keys = [], []
-        for position, index in zip(request.positions, request.indices, strict=True):
-            image, key = self._decode(index, bad)
-            crops.append(make_crops(image, self.config.crops, sample_seed(self.seed, position)))
-            keys.append(key)
-        return Batch(
-            global_crops=torch.stack([globals_ for globals_, _ in crops], dim=1),
-            local_crops=torch.stack([locals_ for _, locals_ in crops], dim=1),
-            masks=self._masks(request.step),
-            keys=tuple(keys),
-            step=request.step,
-            bad=tuple(bad),
-        )
-
-    def _decode(self, index: int, bad: list[str]) -> tuple[Tensor, str]:
-        """The sample, or the next one that can be decoded; the broken ones are appended to ``bad``."""
-        tries = min(len(self.images), self.allowed + 1)  # one more than allowed is enough to end the run
-        for i in range(index, index + tries):
-            place = i % len(self.images)
-            try:
-                return self.images.decode(place), self.images.keys[place]
-            except UndecodableImage:
-                bad.append(self.images.where(place))
-        raise DataError(
-            f"{tries} samples in a row can't be decoded, the last is {bad[-1]}: pack the data again"
-        )
-
-    def _masks(self, step: int) -> Tensor:
-        """[2, B, N] bool. Crop number = view * G + place in the global batch."""
-        places = range(self.global_batch)[self.mine]
-        select = [view * self.global_batch + place for view in range(2) for place in places]
-        masks = draw_masks(
-            self.config.masks,
-            seed=self.seed,
-            step=step,
-            crops=2 * self.global_batch,
-            select=select,
-            grid=self.grid,
-        )
-        return torch.from_numpy(masks).view(2, len(places), -1)
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums split over threads differ in their last bit: crops must not depend on where they are made."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _explaining_dead_workers(items: Iterator[Batch | _Failed]) -> Iterator[Batch | _Failed]:
+def _explaining_dead_workers(items: Iterator[Batch | Failed]) -> Iterator[Batch | Failed]:
     try:
         yield from items
     except (RuntimeError, OSError, EOFError) as error:  # the last two: its end of a pipe is gone

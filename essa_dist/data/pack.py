@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from essa_dist.data.encode import Stored, encode, strict_pillow
-from essa_dist.data.manifest import MANIFEST_FILE, UNLABELLED, Manifest
-from essa_dist.data.plan import stable_seed
+from essa_dist.data.manifest import MANIFEST_FILE, Manifest
 from essa_dist.data.quota import BadQuota
 from essa_dist.data.sources import Source, find_sources
+from essa_dist.data.splits import assign_splits, class_names
 from essa_dist.data.writer import Sample, ShardWriter
 from essa_dist.errors import DataError, UsageError
 from essa_dist.settings import Config
@@ -107,26 +107,9 @@ def pack(config: PackConfig) -> dict[str, Any]:
     }
 
 
-def assign_splits(sources: Sequence[Source], splits: dict[str, float], seed: int) -> list[Source]:
-    """Give every source a split, and put them in the order of storage: by split, shuffled inside it.
-
-    Both are by a hash of (seed, key): they don't depend on the order of the files.
-    """
-    shuffled = sorted(sources, key=lambda one: stable_seed("pack", seed, one.key))
-    placed = [one for one in shuffled if one.split is not None]
-    for label in sorted({one.label for one in shuffled}, key=str):
-        free = [one for one in shuffled if one.split is None and one.label == label]
-        shares = splits or {"train" if label is not None else UNLABELLED: 1.0}
-        bounds = np.rint(np.cumsum([0.0, *shares.values()]) * len(free)).astype(int)
-        for split, start, end in zip(shares, bounds, bounds[1:], strict=False):
-            placed += [one._replace(split=split) for one in free[start:end]]
-    placed = [one._replace(label=None) if one.split == UNLABELLED else one for one in placed]
-    return sorted(placed, key=lambda one: (str(one.split), stable_seed("pack", seed, one.key)))
-
-
 def _write(folder: Path, sources: Sequence[Source], config: PackConfig) -> Manifest:
     """Write tars, index and manifest into ``folder``, which exists and is empty."""
-    classes = _class_names({one.label for one in sources if one.label is not None})
+    classes = class_names({one.label for one in sources if one.label is not None})
     number = {name: i for i, name in enumerate(classes)}
     pixels = np.zeros((3, 256), dtype=np.int64)
     skipped: dict[Path, str] = {}
@@ -200,13 +183,6 @@ def _skip(skipped: dict[Path, str], path: Path, reason: str, quota: BadQuota, to
 
 def _first(skipped: dict[Path, str], limit: int = 3) -> str:
     return ", ".join(f"{path} ({reason})" for path, reason in list(skipped.items())[:limit])
-
-
-def _class_names(names: set[str]) -> tuple[str, ...]:
-    """Sorted; numbers by value, so that 10 comes after 9."""
-    if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
 
 
 def _statistics(pixels: NDArray[np.int64]) -> tuple[RGB, RGB]:

@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from essa_dist.data.index import Index
 from essa_dist.data.manifest import UNLABELLED, Shard
-from essa_dist.data.shards import Index
 
 
 class Sample(NamedTuple):

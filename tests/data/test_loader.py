@@ -13,12 +13,13 @@ import torch
 from essa_dist.data import loader as module
 from essa_dist.data.augment import CropConfig, make_crops
 from essa_dist.data.batch import Batch
+from essa_dist.data.index import read_index
 from essa_dist.data.loader import CropLoader, DataConfig
 from essa_dist.data.masks import MaskConfig
 from essa_dist.data.pack import PackConfig, pack
 from essa_dist.data.plan import SamplePlan, sample_seed
 from essa_dist.data.quota import BadQuota
-from essa_dist.data.shards import open_packed, read_index
+from essa_dist.data.shards import open_packed
 from essa_dist.errors import DataError, UsageError
 
 CROPS = CropConfig(policy="medical", global_size=16, local_size=8, n_local=2)

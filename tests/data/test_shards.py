@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from essa_dist.data.index import read_index
 from essa_dist.data.manifest import read_manifest
 from essa_dist.data.pack import PackConfig, pack
-from essa_dist.data.shards import PackedImages, UndecodableImage, open_packed, read_index
+from essa_dist.data.shards import PackedImages, UndecodableImage, open_packed
 from essa_dist.errors import DataError, UsageError
 
 

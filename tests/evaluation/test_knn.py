@@ -11,7 +11,7 @@ from essa_dist.evaluation import knn
 from essa_dist.evaluation.knn import knn_probabilities
 
 N, M, C, K = 60, 23, 7, 4
-T = 0.07
+T = 0.2  # not the default
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""Everything that needs a GPU, in order of value; each row is saved when it ends, and a second call does the rest.
+
+    python benchmarks/gpu_suite.py --minutes 9        # in slices, on a machine that is lent for minutes
+    python benchmarks/gpu_suite.py --list
+
+A row is a command that writes JSON; this only runs them, one after another, within the time given. Rows that failed
+are tried again by the next call. Results: benchmarks/results/gpu/<row>.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+
+ESSA = [sys.executable, "-m", "essa_dist"]
+STEP = [
+    sys.executable,
+    "benchmarks/step.py",
+    "--device",
+    "cuda",
+    "--warmup",
+    "5",
+    "--steps",
+    "20",
+    "--rounds",
+    "2",
+]
+
+ROWS: dict[str, list[str]] = {
+    "demo": [*ESSA, "demo", "out=runs/gpu_demo", "overwrite=true", "--json"],
+    "step_vitl14_b32": [*STEP, "--model", "dinov2_vitl14", "--batch", "32"],
+    "step_vitl14_b64": [*STEP, "--model", "dinov2_vitl14", "--batch", "64"],
+    "step_vitb14_b64": [*STEP, "--model", "dinov2_vitb14", "--batch", "64"],
+    "step_vits14_b64": [*STEP, "--model", "dinov2_vits14", "--batch", "64"],
+    "step_vitl14_b32_checkpointed": [
+        *STEP, "--model", "dinov2_vitl14", "--batch", "32", "--set", "backbone.checkpoint_activations=true",
+    ],
+    "step_vitg14_b16": [*STEP, "--model", "dinov2_vitg14", "--batch", "16"],
+    "demo_full": [*ESSA, "demo", "out=runs/gpu_demo_full", "overwrite=true", "adapter=full", "optim.lr=5e-4", "--json"],
+}  # fmt: skip
+
+
+def run(row: str, command: list[str], timeout_s: float) -> str:
+    """Run one row and keep its result; what became of it, in words."""
+    out = RESULTS / f"{row}.json"
+    if "benchmarks/step.py" in command:
+        command = [*command, "--out", str(out)]
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"out of time after {timeout_s:.0f} s; call again"
+    if done.returncode:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        return f"failed ({done.returncode}): {last}"
+    if not out.exists():
+        out.write_text(json.dumps(json.loads(done.stdout.splitlines()[-1]), indent=1) + "\n")
+    return f"done in {time.monotonic() - begin:.0f} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=600)
+    parser.add_argument("--list", action="store_true", help="what there is and what is done")
+    parser.add_argument("rows", nargs="*", help="only these")
+    args = parser.parse_args()
+    unknown = set(args.rows) - ROWS.keys()
+    if unknown:
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    deadline, failed = time.monotonic() + 60 * args.minutes, 0
+    for row in args.rows or ROWS:
+        if (RESULTS / f"{row}.json").exists():
+            print(f"{row}: already there", flush=True)
+        elif args.list:
+            print(f"{row}: to do: {' '.join(ROWS[row])}")
+        else:
+            left = deadline - time.monotonic()
+            outcome = run(row, ROWS[row], left) if left > 20 else "no time left; call again"
+            failed += not outcome.startswith("done")
+            print(f"{row}: {outcome}", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
