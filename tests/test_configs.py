@@ -23,11 +23,24 @@ def test_a_recipe_loads_and_its_header_has_command_cost_and_expectation(path: Pa
 def test_the_paper_preset_is_essas_released_configuration() -> None:
     """Values of MoeinSorkhei/APLA 3f41ec9 (arXiv 2503.18873), ISIC2019, ViT-B, APLA."""
     config = load(RunConfig, ROOT / "configs/paper/essa_isic2019_vitb_apla.yaml")
-    assert (config.backbone.name, config.backbone.pos_embed, config.backbone.drop_path) == ("dinov2_vitb14", "dinov2", 0)
+    assert (config.backbone.name, config.backbone.pos_embed, config.backbone.drop_path) == (
+        "dinov2_vitb14",
+        "dinov2",
+        0,
+    )
     assert (config.adapter.kind, config.adapter.rank) == ("apla", "full")
     assert (config.batch_size, in_steps(config.duration, 20_265 // 256)) == (256, 23_700)
-    assert (config.optim.lr, config.optim.min_lr, config.optim.clip, config.optim.layer_decay) == (1e-3, 1e-6, 1.0, 1.0)
-    assert (config.optim.weight_decay, config.optim.weight_decay_end, config.optim.clip_over) == (1e-5, 1e-4, "model")
+    assert (config.optim.lr, config.optim.min_lr, config.optim.clip, config.optim.layer_decay) == (
+        1e-3,
+        1e-6,
+        1.0,
+        1.0,
+    )
+    assert (config.optim.weight_decay, config.optim.weight_decay_end, config.optim.clip_over) == (
+        1e-5,
+        1e-4,
+        "model",
+    )
     s = config.schedule
     assert (s.warmup, s.freeze_last_layer, s.head_warmup) == ("10ep", "1ep", 0)
     assert (s.ema_momentum, s.ema_momentum_end) == (0.994, 1.0)
@@ -45,7 +58,9 @@ def test_the_paper_preset_is_essas_released_configuration() -> None:
 
 
 def test_the_full_twin_differs_in_adapter_and_learning_rate_only() -> None:
-    apla, full = (load(RunConfig, ROOT / f"configs/paper/essa_isic2019_vitb_{k}.yaml") for k in ("apla", "full"))
+    apla, full = (
+        load(RunConfig, ROOT / f"configs/paper/essa_isic2019_vitb_{k}.yaml") for k in ("apla", "full")
+    )
     changed = {key for key in RunConfig.model_fields if getattr(apla, key) != getattr(full, key)}
     assert changed == {"out", "adapter", "optim"}
     assert full.optim == apla.optim.model_copy(update={"lr": 1e-4})

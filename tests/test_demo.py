@@ -59,7 +59,10 @@ def test_the_demo_evaluates_adapts_exports_and_reports(labelled: str, tmp_path: 
     page = Path(result["report"]).read_text()
     assert f"{100 * summary['knn_after']:.1f}" in page
     plain = timm.create_model(
-        "test_vit", num_classes=0, dynamic_img_size=True, checkpoint_path=str(Path(result["export"]) / "model.safetensors")
+        "test_vit",
+        num_classes=0,
+        dynamic_img_size=True,
+        checkpoint_path=str(Path(result["export"]) / "model.safetensors"),
     ).eval()
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(

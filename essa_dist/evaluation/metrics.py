@@ -8,11 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 
 class Metrics(NamedTuple):
@@ -28,14 +24,16 @@ def classification_metrics(
     predicted_M: Tensor, truth_M: Tensor, *, num_classes: int, seed: int = 0
 ) -> Metrics:
     """Metrics of int64 class indices in 0..K-1, K at least 2; a class may be absent from either tensor."""
-    confusion_KK = multiclass_confusion_matrix(predicted_M, truth_M, num_classes)
-    present_K = confusion_KK.sum(dim=1) > 0  # the macro average of torchmetrics also counts predicted classes
-    recall_K = multiclass_recall(predicted_M, truth_M, num_classes, average="none")
+    confusion_KK = multiclass_confusion_matrix(predicted_M, truth_M, num_classes).double()
+    right_K, members_K = confusion_KK.diagonal(), confusion_KK.sum(dim=1)
+    recall_K = (right_K / members_K)[
+        members_K > 0
+    ]  # torchmetrics' macro average counts predicted classes too
     return Metrics(
-        accuracy=float(multiclass_accuracy(predicted_M, truth_M, num_classes, average="micro")),
-        balanced_accuracy=float(recall_K[present_K].double().mean()),
-        interval=list(bootstrap_interval(confusion_KK.numpy(), seed=seed)),
-        confusion=confusion_KK.tolist(),
+        accuracy=float(right_K.sum() / members_K.sum()),
+        balanced_accuracy=float(recall_K.mean()),
+        interval=list(bootstrap_interval(confusion_KK.long().numpy(), seed=seed)),
+        confusion=confusion_KK.long().tolist(),
     )
 
 

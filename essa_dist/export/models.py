@@ -107,7 +107,8 @@ def _from_export(folder: Path) -> Backbone:
             f"model={folder} is neither a run folder nor an export (config.json and model.safetensors)"
         )
     card = yaml.safe_load(config.read_text())  # JSON is YAML
-    return build_backbone(BackboneConfig(name=card["architecture"], weights=str(weights)))
+    made_as = card.get("backbone") or {"name": card["architecture"]}
+    return build_backbone(BackboneConfig(**made_as, weights=str(weights)))
 
 
 def guess_architecture(state: dict[str, Tensor]) -> str:

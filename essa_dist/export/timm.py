@@ -3,9 +3,7 @@
 The folder is written beside its place, loaded again and compared, and only then renamed: it is whole or absent.
 """
 
-import hashlib
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -14,21 +12,19 @@ from typing import Any, Literal
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import parse_model_name
-from torch import Tensor, nn
+from torch import nn
 
 from essa_dist.backbones import Backbone
-from essa_dist.errors import EssaError, UsageError
+from essa_dist.backbones.weights import file_sha256
+from essa_dist.errors import UsageError
 from essa_dist.export.card import Record, model_card, read_record
+from essa_dist.export.compare import compare
 from essa_dist.export.models import load_model
 from essa_dist.runfolder import CONFIG, is_run
 from essa_dist.settings import Config
 
-logger = logging.getLogger(__name__)
-
 WEIGHTS, MODEL_CONFIG, RUN_CONFIG, CARD = "model.safetensors", "config.json", "run_config.yaml", "README.md"
 FILES = (WEIGHTS, MODEL_CONFIG, RUN_CONFIG, CARD)
-TOLERANCE = 1e-5  # of features in fp32, relative to the largest of them where that is above 1
 
 
 class ExportConfig(Config):
@@ -82,10 +78,10 @@ def _write(folder: Path, run: Path, branch: str, backbone: Backbone) -> dict[str
         "architecture": settings["architecture"],
         "step": record.state.get("step"),
         "parameters": sum(parameter.numel() for parameter in backbone.vit.parameters()),
-        "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+        "sha256": file_sha256(folder / WEIGHTS),
         "base_weights_sha256": record.state.get("weights_sha256"),
         "data_manifest_sha256": record.state.get("data_manifest_sha256"),
-        **_compare(folder, backbone, settings),
+        **compare(folder / WEIGHTS, backbone, settings),
     }
     (folder / CARD).write_text(model_card(record, settings, result), encoding="utf-8")
     return result | {"files": {name: (folder / name).stat().st_size for name in FILES}}
@@ -136,55 +132,6 @@ def _unlike_timm(backbone: Backbone) -> dict[str, Any]:
         "global_pool": (plain.global_pool, "token", "token"),
     }
     return {name: value for name, (theirs, ours, value) in differing.items() if theirs != ours}
-
-
-def _compare(folder: Path, backbone: Backbone, settings: dict[str, Any]) -> dict[str, float]:
-    """Largest differences of class tokens between the backbone and plain timm, at the native size and at half."""
-    native = backbone.image_size
-    half = max(1, native // 2 // backbone.patch_size) * backbone.patch_size
-    plain = _load_plain(folder, settings)
-    differences = [_difference(model, backbone, native) for model in plain]
-    if not all(difference <= TOLERANCE for difference in differences):  # written so that NaN fails
-        raise EssaError(
-            f"plain timm computes other features from the export: they differ by {max(differences):.2g}, allowed is"
-            f" {TOLERANCE:g}; nothing was written: compare timm's version ({timm.__version__}) with that of the run"
-        )
-    resized = _difference(plain[0], backbone, half)
-    if resized > TOLERANCE:
-        logger.warning(
-            "at %d px timm's own resizing of position embeddings changes features by %.2g", half, resized
-        )
-    return {"max_difference": max(differences), "max_difference_resized": resized, "resized_to": half}
-
-
-def _load_plain(folder: Path, settings: dict[str, Any]) -> list[nn.Module]:
-    """The export as timm loads it: by its weights file and, where this timm can, by its folder."""
-    models = [
-        timm.create_model(
-            settings["architecture"],
-            num_classes=0,
-            checkpoint_path=str(folder / WEIGHTS),
-            **settings["model_args"],
-        )
-    ]
-    if reads_folders():
-        models.append(timm.create_model(f"local-dir:{folder}", pretrained=True))
-    return [model.eval() for model in models]
-
-
-def reads_folders() -> bool:
-    """Whether this version of timm knows ``local-dir:``."""
-    try:
-        return bool(parse_model_name("local-dir:x")[0] == "local-dir")
-    except (AssertionError, ValueError):
-        return False
-
-
-@torch.no_grad()
-def _difference(plain: nn.Module, backbone: Backbone, image_size: int) -> float:
-    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    ours: Tensor = backbone(images).cls
-    return float((plain(images) - ours).abs().max() / ours.abs().max().clamp(min=1))
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:

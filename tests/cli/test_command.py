@@ -119,7 +119,7 @@ def test_a_reader_that_leaves_early_is_no_error(flag: str, repository: Path) -> 
     # Without a buffer Python itself drops the rest of such a write and reports nothing.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     code = "import essa_dist.cli.command as c; c.overview = lambda: 'x' * 10**6; raise SystemExit(c.main())"
-    command = f'{sys.executable} -c "{code}" --help {flag} | head -c 10; exit ${{PIPESTATUS[0]}}'
+    command = f'"{sys.executable}" -c "{code}" --help {flag} | head -c 10; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, cwd=repository, env=buffered
     )

@@ -48,7 +48,9 @@ def test_an_empty_folder_is_neither_run_nor_export(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14"]
+)
 def test_the_architecture_is_read_off_the_tensors(name: str) -> None:
     with torch.device("meta"):
         backbone = build_architecture(BackboneConfig(name=name))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
 from essa_dist.errors import EssaError, UsageError
 from essa_dist.export import timm as exporter
+from essa_dist.export.compare import reads_folders
 from essa_dist.export.models import load_model
-from essa_dist.export.timm import FILES, ExportConfig, export, reads_folders
+from essa_dist.export.timm import FILES, ExportConfig, export
 
 TINY = "vit_tiny_patch16_224"
 CONFIG = """\
