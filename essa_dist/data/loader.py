@@ -4,7 +4,7 @@ import atexit
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -93,7 +93,7 @@ class CropLoader:
         """``shard:key`` of the undecodable samples met so far."""
         return tuple(self._bad)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         """The batches of steps ``start_step`` up to, not with, ``stop_step``.
 
         Raises DataError where a tar can't be read or more samples are undecodable than the quota allows.

@@ -7,7 +7,7 @@ import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -78,16 +78,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Metrics:
-    """``metrics.jsonl`` and TensorBoard events; on resume, rows after the restored step are dropped."""
+    """``metrics.jsonl`` and TensorBoard events; on resume, rows after the restored step are dropped.
 
-    def __init__(self, run: Path, *, start_step: int) -> None:
-        self.path = run / runfolder.METRICS
+    Only one process may be ``enabled``; on the others nothing is written.
+    """
+
+    def __init__(self, run: Path, *, start_step: int, enabled: bool) -> None:
+        self.enabled, self.path = enabled, run / runfolder.METRICS
+        if not enabled:
+            return
         kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= start_step]
         self.path.write_text("".join(kept))
         self.board = SummaryWriter(str(run), purge_step=start_step + 1)
 
     def write(self, row: Mapping[str, float]) -> None:
         """One row; a number that is not finite becomes null, as JSON knows no NaN."""
+        if not self.enabled:
+            return
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
@@ -95,8 +102,12 @@ class Metrics:
             if key != "step":
                 self.board.add_scalar(key, value, int(row["step"]))
 
-    def close(self) -> None:
-        self.board.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.enabled:
+            self.board.close()
 
 
 def _complete_lines(path: Path) -> list[str]:

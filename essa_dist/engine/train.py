@@ -3,6 +3,8 @@
 import json
 import logging
 import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from essa_dist.engine.build import DTYPES, Training, build, standardize_heads
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.guard import CollapseWatch, StopSignals
 from essa_dist.engine.optim import step_values
-from essa_dist.engine.record import Metrics, open_run, versions
+from essa_dist.engine.record import Metrics, check_out, open_run, versions
 from essa_dist.engine.schedules import StepValues, in_steps
 from essa_dist.engine.step import NotFiniteError, train_step
 from essa_dist.errors import DivergedError, Preempted
@@ -38,9 +40,12 @@ def adapt(config: RunConfig) -> dict[str, Any]:
     torch.set_flush_denormal(True)  # denormals make CPU steps several times slower near convergence
     accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available())
     if accelerator.is_main_process:
-        open_run(config)
+        check_out(config)  # before minutes of loading
+    training = build(config, accelerator)
+    if accelerator.is_main_process:
+        open_run(config)  # only now: what can't be built leaves no folder behind
     barrier()
-    return Run(config, build(config, accelerator)).train()
+    return Run(config, training).train()
 
 
 class Run:
@@ -73,20 +78,16 @@ class Run:
         """Run to the end, or to the step at which a signal arrives."""
         t, start, begin = self.training, self.step, time.perf_counter()
         self._announce()
-        metrics = Metrics(self.folder, start_step=start) if self.main else None
         with (
             StopSignals() as signals,
+            Metrics(self.folder, start_step=start, enabled=self.main) as metrics,
             Progress(t.total_steps, self.config.batch_size, start=start) as progress,
         ):
-            batches = t.loader.batches(start, t.total_steps)
-            while self.step < t.total_steps:
-                waiting = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - waiting
+            for batch, waited in _timed(t.loader.batches(start, t.total_steps)):
                 logged = self._one_step(batch)
                 self.step += 1
                 progress.update(self.step, self.last, data_wait=waited)
-                if logged and metrics:
+                if logged:
                     metrics.write(self._row() | progress.window())
                 stop = any_rank(signals.received is not None, self.device)
                 if stop or self.step % self.save_every == 0 or self.step == t.total_steps:
@@ -96,8 +97,6 @@ class Run:
                         f"stopped by {signals.received or 'a signal'} after step {self.step} of {t.total_steps}; "
                         f"go on with resume=true"
                     )
-        if metrics:
-            metrics.close()
         return self._summary(time.perf_counter() - begin, self.step - start)
 
     def _one_step(self, batch: Batch) -> bool:
@@ -252,3 +251,14 @@ class Run:
             "img_per_s": round(steps * self.config.batch_size / seconds, 2) if steps else None,
             "memory_gib": round(memory_gib(), 3),
         }
+
+
+def _timed(batches: Generator[Batch, None, None]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds that the loop waited for it; ends the workers, however the loop ends."""
+    with closing(batches):
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch, time.perf_counter() - begin

@@ -169,10 +169,13 @@ def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(
         ("backbone.weights=nowhere.safetensors", "nowhere.safetensors does not exist"),
     ],
 )
-def test_the_impossible_is_refused_in_one_line(recipe: list[str], override: str, message: str) -> None:
+def test_the_impossible_is_refused_in_one_line_and_leaves_no_folder(
+    recipe: list[str], run: Path, override: str, message: str
+) -> None:
     with pytest.raises(Exception, match=message) as error:
         adapt(None, *recipe, override)
     assert "\n" not in str(error.value)
+    assert not run.exists()
 
 
 def test_a_run_over_another_trunk_is_not_loaded(recipe: list[str], run: Path) -> None:
