@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +77,23 @@ def load_into(vit: VisionTransformer, mask_token: Tensor, path: Path, *, name: s
     if mask is not None:
         state["mask_token"] = mask  # timm recognises DINOv2's files by it
     state = checkpoint_filter_fn(state, vit)
-    _refuse_misfits(vit, state, path, name)
+    wrong = misfits(vit.state_dict(), state, here=name)
+    if wrong:
+        raise WeightsError(f"weights file {path} does not fit {name}: {wrong}")
     vit.load_state_dict(state)
     log.info("weights of %s read from %s (%d tensors)", name, path, len(state))
 
 
-def _refuse_misfits(vit: VisionTransformer, state: dict[str, Tensor], path: Path, name: str) -> None:
-    wanted = vit.state_dict()
-    problems = [f"missing {key}" for key in wanted if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in wanted]
+def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, here: str) -> str:
+    """What keeps ``found`` from filling ``own``, tensor by tensor, the first few of it; empty where it fits."""
+    problems = [f"missing {key}" for key in own if key not in found]
+    problems += [f"unexpected {key}" for key in found if key not in own]
     problems += [
-        f"{key} is {list(state[key].shape)}, {name} needs {list(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{key} is {list(found[key].shape)}, {here} needs {list(own[key].shape)}"
+        for key in own
+        if key in found and found[key].shape != own[key].shape
     ]
-    if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise WeightsError(f"weights file {path} does not fit {name}: {shown}")
+    return "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
 def file_sha256(path: Path) -> str:

@@ -33,6 +33,8 @@ def all_reduce_max(x: Tensor) -> Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` holds on at least one process; all must call it."""
+    if world_size() == 1:
+        return flag  # and the device need not be waited for
     return bool(all_reduce_max(torch.tensor(float(flag), device=device)).item())
 
 

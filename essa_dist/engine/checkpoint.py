@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from essa_dist.backbones.weights import misfits
 from essa_dist.errors import UsageError
 from essa_dist.objectives import DINOv2Objective
 from essa_dist.runfolder import MARKER, checkpoint_folder, committed_checkpoints
@@ -106,18 +107,11 @@ def _tensors(objective: DINOv2Objective, optimizer: torch.optim.Optimizer) -> di
 
 
 @torch.no_grad()
-def _fill(own: Mapping[str, Tensor | nn.Parameter], saved: Mapping[str, Tensor], folder: Path) -> None:
-    wrong = [f"{key} is missing" for key in own if key not in saved]
-    wrong += [f"{key} is not in this model" for key in saved if key not in own]
-    wrong += [
-        f"{key} is {list(saved[key].shape)}, here {list(own[key].shape)}"
-        for key in own
-        if key in saved and saved[key].shape != own[key].shape
-    ]
+def _fill(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    wrong = misfits(own, saved, here="this model")
     if wrong:
         raise UsageError(
-            f"checkpoint {folder} is of another architecture or adapter: {'; '.join(wrong[:3])}"
-            f"{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; resume with the run's own config.yaml"
+            f"checkpoint {folder} is of another architecture or adapter: {wrong}; resume with the run's own config.yaml"
         )
     for key, tensor in own.items():
         tensor.copy_(saved[key])

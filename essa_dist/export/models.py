@@ -13,7 +13,7 @@ from torch import Tensor
 from essa_dist import runfolder
 from essa_dist.adapters import AdapterConfig, build_adapter
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
-from essa_dist.backbones.weights import parameters_sha256, read_state
+from essa_dist.backbones.weights import misfits, parameters_sha256, read_state
 from essa_dist.errors import UsageError, WeightsError
 
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1536: "giant"}
@@ -86,18 +86,15 @@ def _check_trunk(backbone: Backbone, checkpoint: Path) -> None:
 
 @torch.no_grad()
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], checkpoint: Path) -> None:
-    """Put the checkpoint's trunk tensors into the injected backbone; every trained one must be there."""
-    trunk = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    own: dict[str, Tensor] = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
-    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
-    odd = sorted((trained - trunk.keys()) | (trunk.keys() - own.keys()))
-    odd += [name for name in trunk if name in own and own[name].shape != trunk[name].shape]
-    if odd:
-        raise UsageError(
-            f"checkpoint {checkpoint} does not fit the run's own config.yaml: {', '.join(odd[:3])}"
-        )
-    for name, tensor in trunk.items():
-        own[name].copy_(tensor)
+    """Put the checkpoint's trunk tensors into the injected backbone: every trained one and every buffer."""
+    saved = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    own: dict[str, Tensor] = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    own |= dict(backbone.named_buffers())
+    wrong = misfits(own, saved, here="this model")
+    if wrong:
+        raise UsageError(f"checkpoint {checkpoint} does not fit the run's own config.yaml: {wrong}")
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
 
 
 def _from_export(folder: Path) -> Backbone:
