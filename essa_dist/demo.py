@@ -125,10 +125,10 @@ def _summary(
         "step",
     )
     return {
-        "knn_before": before[0]["balanced_accuracy"],
-        "knn_after": after[0]["balanced_accuracy"],
-        "linear_before": before[1]["balanced_accuracy"],
-        "linear_after": after[1]["balanced_accuracy"],
+        "knn_before": round(before[0]["balanced_accuracy"], 6),
+        "knn_after": round(after[0]["balanced_accuracy"], 6),
+        "linear_before": round(before[1]["balanced_accuracy"], 6),
+        "linear_after": round(after[1]["balanced_accuracy"], 6),
         **{key: adapted[key] for key in keys},
         "adapt_seconds": adapted["seconds"],
         "adapter": config.adapter.kind,
@@ -136,7 +136,9 @@ def _summary(
         "steps": adapted["step"],
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "commit": _commit(),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from essa_dist import pack
+from essa_dist.cli.results import to_text
 from essa_dist.demo import DemoConfig, demo
 from essa_dist.export.models import load_model
 from essa_dist.settings import load
@@ -55,7 +56,12 @@ def test_the_demo_evaluates_adapts_exports_and_reports(labelled: str, tmp_path: 
     assert promised <= summary.keys()
     assert all(isinstance(summary[key], int | float) for key in promised)
     assert {(row["protocol"], row["image_size"]) for row in summary["rows"]} >= {("knn", 224), ("linear", 64)}
-    assert summary["knn_before"] == summary["rows"][0]["before"]["balanced_accuracy"]
+    assert summary["knn_before"] == pytest.approx(summary["rows"][0]["before"]["balanced_accuracy"], abs=1e-6)
+    printed = to_text("demo", result)
+    low, high = (100 * x for x in summary["rows"][0]["after"]["interval"])
+    assert f"{100 * summary['knn_after']:.1f} [{low:.1f}, {high:.1f}]" in printed
+    assert f"{summary['trainable_parameters']:,}" in printed
+    assert max(map(len, printed.splitlines())) <= 120
     page = Path(result["report"]).read_text()
     assert f"{100 * summary['knn_after']:.1f}" in page
     plain = timm.create_model(

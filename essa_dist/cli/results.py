@@ -29,9 +29,13 @@ def _jsonable(value: Any) -> Any:
 
 
 def to_text(verb: str, result: Mapping[str, Any]) -> str:
-    """What the command prints: a sentence for an evaluation, for the rest keys and values in aligned columns."""
+    """What the command prints: a sentence for an evaluation, the demo's table, for the rest keys and values in aligned columns."""
     if verb == "evaluate":
         return f"{_evaluation(result)}\n"
+    if verb == "demo":
+        from essa_dist.cli.before_after import before_after  # rich takes 50 ms that other verbs needn't pay
+
+        return before_after(result)
     rows = list(_rows(result))
     width = max((len(name) for name, _ in rows), default=0)
     return "".join(f"{name:<{width}}  {value}".rstrip() + "\n" for name, value in rows)
@@ -53,27 +57,14 @@ def _percent(share: float) -> str:
 
 
 def _rows(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
-    pairs = dict(_before_after(result))
     for name, value in result.items():
-        if name in pairs:
-            yield indent + name.removesuffix("_before"), pairs[name]
-        elif name.endswith("_after") and f"{name.removesuffix('_after')}_before" in pairs:
-            continue
-        elif isinstance(value, Mapping) and not _is_short(value):
+        if isinstance(value, Mapping) and not _is_short(value):
             yield indent + name, ""
             yield from _rows(value, f"{indent}  ")
         elif isinstance(value, (list, tuple)) and _is_lines(value):
             yield from ((indent + name if i == 0 else "", str(item)) for i, item in enumerate(value))
         else:
             yield indent + name, _cell(value)
-
-
-def _before_after(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """``x_before`` with its ``x_after``, both shares of 1, as one line with the change in points."""
-    for name, before in result.items():
-        after = result.get(f"{name.removesuffix('_before')}_after")
-        if name.endswith("_before") and isinstance(before, float) and isinstance(after, float):
-            yield name, f"{_percent(before)} -> {_percent(after)}  ({100 * (after - before):+.1f} points)"
 
 
 def _is_short(value: Mapping[str, Any]) -> bool:

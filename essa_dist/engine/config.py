@@ -32,7 +32,7 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     """Everything random follows from it: sample order, augmentations, masks, heads, adapter rows."""
     duration: Duration = "10ep"
-    """Length of the run."""
+    """Length of the run: updates, or epochs as in 10ep."""
     batch_size: int = Field(64, ge=1)
     """Images per update over all processes and accumulation steps."""
     accumulate: int = Field(1, ge=1)

@@ -55,7 +55,7 @@ def warmup_cosine(step: int, warmup: int, total: int, base: float, end: float) -
 
 class ScheduleConfig(Config):
     warmup: Duration = 0
-    """Linear warm-up of the learning rates."""
+    """Linear warm-up of the learning rates: updates, or epochs as in 10ep; so are all durations here."""
     head_warmup: Duration = 0
     """Train only the heads this long first: they start from scratch, and random heads wreck good features."""
     freeze_last_layer: Duration = 0

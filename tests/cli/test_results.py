@@ -59,20 +59,17 @@ def test_other_results_are_aligned_rows() -> None:
         "seconds": 1.23456,
         "done": True,
         "missing": ["one thing", "another"],
-        "knn_before": 0.5,
-        "knn_after": 0.625,
         "disk": {"free": 3.0, "used": None},
         "checks": {"a": {"ok": False}, "b": {"ok": True}, "c": 1, "d": 2},
         "confusion": list(range(100)),
     }
-    assert to_text("demo", result).splitlines() == [
+    assert to_text("adapt", result).splitlines() == [
         "out        runs/a",
         "images     12,345",
         "seconds    1.235",
         "done       yes",
         "missing    one thing",
         "           another",
-        "knn        50.0 % -> 62.5 %  (+12.5 points)",
         "disk       free 3, used -",
         "checks",
         "  a        ok no",
