@@ -24,6 +24,7 @@ class Branches:
     """
 
     def __init__(self, root: nn.Module, *, compute_dtype: torch.dtype = torch.float32) -> None:
+        self.root = root
         self.active = "student"
         self.compute_dtype = compute_dtype
         self.students: dict[str, nn.Parameter] = {}
@@ -61,12 +62,15 @@ class Branches:
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
-        """Inside, the root computes with the teacher's tensors, without gradients."""
+        """Inside, the root computes with the teacher's tensors, without gradients and without stochastic depth."""
+        training = self.root.training
         self.active = "teacher"
+        self.root.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
+            self.root.train(training)
             self.active = "student"
 
     @torch.no_grad()

@@ -104,7 +104,8 @@ def standardize_heads(training: Training, config: RunConfig) -> None:
         ready = batch.to(
             training.accelerator.device, mean=backbone.mean, std=backbone.std, dtype=DTYPES[config.precision]
         )
-        features.append(all_gather(backbone(ready.global_crops.flatten(0, 1)).cls.float()))
+        with objective.branches.teacher():  # before step 0 that is the frozen model
+            features.append(all_gather(backbone(ready.global_crops.flatten(0, 1)).cls.float()))
     for head in (objective.dino_head, objective.ibot_head):
         if head is not None:
             head.standardize(torch.cat(features))
