@@ -95,12 +95,12 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    students = objective.branches.students
+    trained = objective.branches.count("backbone.")
     return {
         "step_s": statistics.median(seconds[args.warmup :]),
         "peak_gib": peak / 2**30,
-        "trained_trunk": sum(p.numel() for n, p in students.items() if n.startswith("backbone.")),
-        "trained_heads": sum(p.numel() for n, p in students.items() if not n.startswith("backbone.")),
+        "trained_trunk": trained,
+        "trained_heads": objective.branches.count() - trained,
     }
 
 

@@ -60,6 +60,10 @@ class Branches:
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave, always_call=True)  # also when the forward raises
 
+    def count(self, prefix: str = "") -> int:
+        """How many numbers one branch trains, of the tensors whose name starts with ``prefix``."""
+        return sum(p.numel() for name, p in self.students.items() if name.startswith(prefix))
+
     @contextmanager
     def teacher(self) -> Iterator[None]:
         """Inside, the root computes with the teacher's tensors, without gradients and without stochastic depth."""

@@ -38,6 +38,7 @@ class Training:
     total_steps: int
     steps_per_epoch: int
     trunk_sha256: str
+    trunk_parameters: int
 
 
 def build(config: RunConfig, accelerator: Accelerator) -> Training:
@@ -50,6 +51,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
     images = open_packed(config.data.train, prefer=("unlabelled", "train"))
     backbone = build_backbone(config.backbone, seed=config.seed)
     trunk_sha256 = parameters_sha256(backbone)
+    trunk_parameters = sum(p.numel() for p in backbone.parameters())
     build_adapter(config.adapter).inject(backbone, seed=config.seed)
     dtype = DTYPES[config.precision]
     objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
@@ -78,6 +80,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
         total_steps=in_steps(config.duration, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         trunk_sha256=trunk_sha256,
+        trunk_parameters=trunk_parameters,
     )
 
 

@@ -26,8 +26,8 @@ STATE = "state.json"
 
 def save(
     folder: Path, objective: DINOv2Objective, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> int:
-    """Write a checkpoint at ``folder`` and return its size in bytes.
+) -> None:
+    """Write a checkpoint at ``folder``.
 
     It is written beside, flushed to disk and renamed, the marker last, so that a kill or a full disk at any
     moment leaves the earlier checkpoints and no half one. Raises OSError; nothing is left behind then.
@@ -52,7 +52,6 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def restore(folder: Path, objective: DINOv2Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -59,7 +59,6 @@ class Run:
         self.device = training.accelerator.device
         self.save_every = max(1, in_steps(config.checkpoint.every, training.steps_per_epoch))
         self.watch = CollapseWatch(config.guard, prototypes=config.objective.head.prototypes)
-        self.checkpoint_bytes = 0
         self.last: dict[str, float] = {}
 
     def _restore(self) -> int:
@@ -163,9 +162,7 @@ class Run:
     def _save(self) -> None:
         if self.main:
             folder = runfolder.checkpoint_folder(self.folder, self.step)
-            self.checkpoint_bytes = checkpoint.save(
-                folder, self.training.objective, self.training.optimizer, self._state()
-            )
+            checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
             checkpoint.prune(self.folder, self.config.checkpoint.keep)
         barrier()
 
@@ -204,18 +201,15 @@ class Run:
 
     def _announce(self) -> None:
         t = self.training
-        trained = sum(
-            p.numel() for name, p in t.objective.branches.students.items() if name.startswith("backbone.")
-        )
-        trunk = self.trunk_parameters()
+        trained = t.objective.branches.count("backbone.")
         log.info(
             "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %d images, %d steps of %d, on %d x %s, %s",
             t.objective.backbone.name,
             self.config.adapter.kind,
             f"{trained:,}",
-            f"{trunk:,}",
-            100 * trained / trunk,
-            f"{self.head_parameters():,}",
+            f"{t.trunk_parameters:,}",
+            100 * trained / t.trunk_parameters,
+            f"{t.objective.branches.count() - trained:,}",
             len(t.images),
             t.total_steps,
             self.config.batch_size,
@@ -224,29 +218,20 @@ class Run:
             self.config.precision,
         )
 
-    def trunk_parameters(self) -> int:
-        """Parameters of one trunk: frozen and student's, without the teacher's setting."""
-        branches = self.training.objective.branches
-        teachers = {id(p) for p in branches.teachers.values()}
-        return sum(p.numel() for p in self.training.objective.backbone.parameters() if id(p) not in teachers)
-
-    def head_parameters(self) -> int:
-        """Trained parameters of the projection heads."""
-        students = self.training.objective.branches.students
-        return sum(p.numel() for name, p in students.items() if not name.startswith("backbone."))
-
     def _summary(self, seconds: float, steps: int) -> dict[str, Any]:
         """What ``adapt`` returns: where the run is, what it trained, what it cost."""
-        students = self.training.objective.branches.students
+        t = self.training
+        trained = t.objective.branches.count("backbone.")
+        saved = runfolder.checkpoint_folder(self.folder, self.step)
         return {
             "out": str(self.folder),
             "step": self.step,
             "loss": self.last.get("total"),
-            "trainable_parameters": sum(p.numel() for n, p in students.items() if n.startswith("backbone.")),
-            "trunk_parameters": self.trunk_parameters(),
-            "head_parameters": self.head_parameters(),
-            "checkpoint": str(runfolder.checkpoint_folder(self.folder, self.step)),
-            "checkpoint_bytes": self.checkpoint_bytes,
+            "trainable_parameters": trained,
+            "trunk_parameters": t.trunk_parameters,
+            "head_parameters": t.objective.branches.count() - trained,
+            "checkpoint": str(saved),
+            "checkpoint_bytes": sum(file.stat().st_size for file in saved.iterdir()),
             "seconds": round(seconds, 1),
             "img_per_s": round(steps * self.config.batch_size / seconds, 2) if steps else None,
             "memory_gib": round(memory_gib(), 3),
