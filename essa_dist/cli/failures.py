@@ -48,6 +48,9 @@ def _out_of_memory(error: BaseException) -> str | None:
     text = _one_line(error)
     if "shared memory" in text and isinstance(error, RuntimeError):
         return f"a data worker ran out of shared memory; enlarge /dev/shm (--shm-size=8g) or use fewer workers ({text})"
+    if "DataLoader worker" in text and isinstance(error, RuntimeError):
+        # torch's handler of dead children raises wherever the main process happens to be.
+        return f"a data worker was killed, most often for want of memory: lower data.workers, then resume=true ({text})"
     on_device = type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be imported here
     if (
         on_device

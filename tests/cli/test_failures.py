@@ -24,6 +24,7 @@ class OutOfMemoryError(RuntimeError):
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
             "out of memory; use",
         ),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "lower data.workers"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory; use"),
         (
             RuntimeError("DataLoader worker killed by signal: Bus error. insufficient shared memory"),
