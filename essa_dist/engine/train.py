@@ -23,7 +23,7 @@ from essa_dist.engine.optim import step_values
 from essa_dist.engine.record import Metrics, check_out, open_run, versions
 from essa_dist.engine.schedules import StepValues, in_steps
 from essa_dist.engine.step import NotFiniteError, train_step
-from essa_dist.errors import DivergedError, Preempted
+from essa_dist.errors import DivergedError, Preempted, UsageError
 from essa_dist.progress import Progress, memory_gib
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ def adapt(config: RunConfig) -> dict[str, Any]:
     Raises UsageError, DataError, WeightsError before the first step; DivergedError when a loss is not finite;
     Preempted after a signal, when the checkpoint is on disk.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "device=cuda, but there is no GPU that torch can use: say device=auto, or ask essa doctor"
+        )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # denormals make CPU steps several times slower near convergence

@@ -14,6 +14,8 @@ from essa_dist import adapt, pack
 from essa_dist.errors import DivergedError, UsageError, WeightsError
 from essa_dist.export.models import base_model, load_model
 
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
 
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -158,6 +160,7 @@ def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        pytest.param("device=cuda", "no GPU that torch can use", marks=NO_GPU),
         ("batch_size=1", "less than 2 images for KoLeo"),
         ("accumulate=3", "not a multiple of accumulate=3"),
         ("data.crops.global_size=50", "global_size 50 is no multiple of the patch size 16"),
