@@ -16,7 +16,7 @@ from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 
 from essa_dist.backbones.vit import Backbone
-from essa_dist.backbones.weights import EMBEDDED, OFFLINE_HELP, file_sha256, load_into
+from essa_dist.backbones.weights import EMBEDDED, OFFLINE_HELP, file_sha256, load_into, say_once
 from essa_dist.errors import UsageError, WeightsError
 from essa_dist.settings import Config
 
@@ -110,7 +110,7 @@ def _load(backbone: Backbone, config: BackboneConfig) -> tuple[str, str | None]:
         return f"timm hub: {backbone.vit.pretrained_cfg.get('hf_hub_id') or backbone.name}", None
     embedded = EMBEDDED.get(backbone.name.split(".")[0])
     if embedded is not None and embedded.is_file() and config.name not in ALIASES:
-        log.warning("%s: using the embedded weights assets/weights/%s", reason, embedded.name)
+        say_once(logging.WARNING, f"{reason}: using the embedded weights assets/weights/{embedded.name}")
         load_into(backbone.vit, backbone.mask_token, embedded, name=backbone.name)
         return f"embedded: {embedded.name}", file_sha256(embedded)
     raise WeightsError(

@@ -27,6 +27,16 @@ OFFLINE_HELP = (
 )
 
 
+said: set[str] = set()
+
+
+def say_once(level: int, text: str) -> None:
+    """Log ``text``, once in a process: the demo loads its model six times, and its origin is news once."""
+    if text not in said:
+        said.add(text)
+        log.log(level, text)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a torch file read with ``weights_only=True`` (never plain pickle).
 
@@ -81,7 +91,7 @@ def load_into(vit: VisionTransformer, mask_token: Tensor, path: Path, *, name: s
     if wrong:
         raise WeightsError(f"weights file {path} does not fit {name}: {wrong}")
     vit.load_state_dict(state)
-    log.info("weights of %s read from %s (%d tensors)", name, path, len(state))
+    say_once(logging.INFO, f"weights of {name} read from {path} ({len(state)} tensors)")
 
 
 def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, here: str) -> str:

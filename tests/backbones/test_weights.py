@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from essa_dist.backbones import BackboneConfig, build_architecture, build_backbone
+from essa_dist.backbones import BackboneConfig, build_architecture, build_backbone, weights
 from essa_dist.backbones.weights import EMBEDDED
 from essa_dist.errors import UsageError, WeightsError
 
@@ -19,13 +19,15 @@ EMBEDDED_NAME = "vit_tiny_patch16_224"
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights, "said", set())
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 def test_auto_takes_the_embedded_file_offline_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         backbone = build_backbone(BackboneConfig(name=EMBEDDED_NAME))
-    assert any("using the embedded weights" in message for message in caplog.messages)
+        build_backbone(BackboneConfig(name=EMBEDDED_NAME))
+    assert sum("using the embedded weights" in message for message in caplog.messages) == 1
     assert backbone.weights_source.startswith("embedded")
     assert len(backbone.weights_sha256 or "") == 64
     official = load_file(EMBEDDED[EMBEDDED_NAME])
