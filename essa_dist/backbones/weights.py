@@ -106,6 +106,19 @@ def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, here: str
     return "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
+def other_trunk(saved: Mapping[str, Any], found_sha256: str) -> str:
+    """That a checkpoint's ``saved`` state is of another trunk than the one with this hash; empty where it is the same.
+
+    A checkpoint holds no frozen weight: put over another trunk it would give features of no meaning.
+    """
+    if saved["trunk_sha256"] == found_sha256:
+        return ""
+    return (
+        f"trained on other pretrained weights ({saved['weights_source']}, trunk hash {saved['trunk_sha256'][:12]}, "
+        f"now {found_sha256[:12]}): give backbone.weights the original file"
+    )
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from essa_dist.backbones.weights import misfits
+from essa_dist.backbones.weights import misfits, other_trunk
 from essa_dist.errors import UsageError
 from essa_dist.objectives import DINOv2Objective
 from essa_dist.runfolder import MARKER, checkpoint_folder, committed_checkpoints
@@ -74,12 +74,9 @@ def restore(folder: Path, objective: DINOv2Objective, optimizer: torch.optim.Opt
 
 
 def check_trunk(folder: Path, state: Mapping[str, Any], trunk_sha256: str) -> None:
-    """A checkpoint explains only the trunk that it was trained on: UsageError if this is another one."""
-    if state["trunk_sha256"] != trunk_sha256:
-        raise UsageError(
-            f"checkpoint {folder} was trained on other pretrained weights ({state['weights_source']}, trunk hash "
-            f"{state['trunk_sha256'][:12]}, now {trunk_sha256[:12]}): give backbone.weights the original file"
-        )
+    """UsageError if the checkpoint was trained over another trunk than the one with this hash."""
+    if wrong := other_trunk(state, trunk_sha256):
+        raise UsageError(f"checkpoint {folder} was {wrong}")
 
 
 def prune(run: Path, keep: int) -> None:

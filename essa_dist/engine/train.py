@@ -110,7 +110,7 @@ class Run:
         logged = (self.step + 1) % c.log_every == 0 or self.step + 1 == t.total_steps
         backbone = t.objective.backbone
         ready = batch.to(self.device, mean=backbone.mean, std=backbone.std, dtype=DTYPES[c.precision])
-        values = self.values()
+        values = self._values(self.step)
         try:
             self.last = train_step(
                 t.model,
@@ -130,11 +130,11 @@ class Run:
             self._check_collapse(batch)
         return logged
 
-    def values(self) -> StepValues:
-        """The schedules at the current step."""
+    def _values(self, step: int) -> StepValues:
+        """The schedules at ``step``, from 0."""
         t = self.training
         return step_values(
-            self.step,
+            step,
             total=t.total_steps,
             steps_per_epoch=t.steps_per_epoch,
             optim=self.config.optim,
@@ -153,9 +153,7 @@ class Run:
 
     def _row(self) -> dict[str, float]:
         """This step's row of metrics.jsonl: losses and schedules, a function of the run alone."""
-        self.step -= 1  # the values that the last update used
-        values = self.values()
-        self.step += 1
+        values = self._values(self.step - 1)  # those that the last update used
         schedule = {
             key: getattr(values, key)
             for key in ("lr", "head_lr", "weight_decay", "head_weight_decay", "ema_momentum", "teacher_temp")

@@ -13,7 +13,7 @@ from torch import Tensor
 from essa_dist import runfolder
 from essa_dist.adapters import AdapterConfig, build_adapter
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
-from essa_dist.backbones.weights import misfits, parameters_sha256, read_state
+from essa_dist.backbones.weights import misfits, other_trunk, parameters_sha256, read_state
 from essa_dist.errors import UsageError, WeightsError
 
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1536: "giant"}
@@ -26,11 +26,11 @@ def load_model(ref: str) -> Backbone:
     of timm's names, or a timm model name, optionally ``name@weights file``.
     Raises UsageError or WeightsError naming the reference and what it could have been.
     """
-    branch, _, rest = ref.rpartition("student:")
-    path = Path(rest).expanduser()
+    student = ref.startswith("student:")
+    path = Path(ref.removeprefix("student:")).expanduser()
     if runfolder.is_run(path):
-        backbone = _from_run(path, "student" if ref.startswith("student:") else "teacher")
-    elif branch or ref.startswith("student:"):
+        backbone = _from_run(path, "student" if student else "teacher")
+    elif student:
         raise UsageError(f"model={ref}: only a run folder has a student, and {path} is not one")
     elif path.is_dir():
         backbone = _from_export(path)
@@ -50,9 +50,16 @@ def load_model(ref: str) -> Backbone:
 
 def base_model(run: Path) -> Backbone:
     """The model that a run started from, as ``load_model`` returns it."""
-    config = yaml.safe_load((run / runfolder.CONFIG).read_text())
-    backbone = build_backbone(BackboneConfig(**config["backbone"]), seed=config["seed"])
-    return backbone.eval().requires_grad_(False)
+    return _base(_config(run)).eval().requires_grad_(False)
+
+
+def _config(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((run / runfolder.CONFIG).read_text())
+    return config
+
+
+def _base(config: dict[str, Any]) -> Backbone:
+    return build_backbone(BackboneConfig(**config["backbone"]), seed=config["seed"])
 
 
 def _from_run(run: Path, branch: str) -> Backbone:
@@ -61,9 +68,11 @@ def _from_run(run: Path, branch: str) -> Backbone:
         raise UsageError(
             f"run {run} has no complete checkpoint: let it reach one (checkpoint.every), or resume it"
         )
-    config: dict[str, Any] = yaml.safe_load((run / runfolder.CONFIG).read_text())
-    backbone = build_backbone(BackboneConfig(**config["backbone"]), seed=config["seed"])
-    _check_trunk(backbone, checkpoints[-1])
+    config = _config(run)
+    backbone = _base(config)
+    state = json.loads((checkpoints[-1] / "state.json").read_text())
+    if wrong := other_trunk(state, parameters_sha256(backbone)):
+        raise WeightsError(f"checkpoint {checkpoints[-1]} was {wrong}")
     adapter = build_adapter(TypeAdapter(AdapterConfig).validate_python(config["adapter"]))
     adapter.inject(backbone, seed=config["seed"])
     tensors = load_file(checkpoints[-1] / f"{branch}.safetensors")
@@ -71,17 +80,6 @@ def _from_run(run: Path, branch: str) -> Backbone:
     _fill(backbone, tensors, checkpoints[-1])
     adapter.merge(backbone)
     return backbone
-
-
-def _check_trunk(backbone: Backbone, checkpoint: Path) -> None:
-    """The checkpoint holds no frozen weight: merged into another trunk it would give features of no meaning."""
-    state = json.loads((checkpoint / "state.json").read_text())
-    found = parameters_sha256(backbone)
-    if state["trunk_sha256"] != found:
-        raise WeightsError(
-            f"checkpoint {checkpoint} was trained on other pretrained weights ({state['weights_source']}, hash "
-            f"{state['trunk_sha256'][:12]}, now {found[:12]}): put backbone.weights of the run's config.yaml right"
-        )
 
 
 @torch.no_grad()
