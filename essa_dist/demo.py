@@ -55,7 +55,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     bank, test = open_packed(config.bank, prefer=("train",)), open_packed(config.test, prefer=("test",))
     run, views = Path(config.out), _views(config)
     log.info("1/5 evaluate the frozen model on %d labelled images it will never adapt to", len(test))
-    before = _evaluate(build_backbone(config.backbone).eval(), "before", bank, test, views)
+    before = _evaluate(build_backbone(config.backbone, seed=config.seed).eval(), "before", bank, test, views)
     log.info("2/5 adapt")
     adapted = adapt(run_config)
     log.info("3/5 evaluate the adapted model")

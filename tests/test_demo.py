@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 
 from essa_dist import pack
+from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.cli.results import to_text
 from essa_dist.demo import DemoConfig, demo
+from essa_dist.evaluation import evaluate_model
 from essa_dist.export.models import load_model
 from essa_dist.settings import load
 
@@ -32,13 +35,23 @@ def labelled(tmp_path: Path) -> str:
     return str(tmp_path / "packed")
 
 
-def test_the_demo_evaluates_adapts_exports_and_reports(labelled: str, tmp_path: Path) -> None:
+def test_the_demo_evaluates_adapts_exports_and_reports(
+    labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = []  # the model of each evaluation
+
+    def spy(backbone: Any, *args: Any, **kwargs: Any) -> Any:
+        evaluated.append(parameters_sha256(backbone))
+        return evaluate_model(backbone, *args, **kwargs)
+
+    monkeypatch.setattr("essa_dist.demo.evaluate_model", spy)
     words = [
         f"out={tmp_path / 'run'}",
         f"data.train={labelled}:unlabelled",
         f"bank={labelled}",
         f"test={labelled}",
         "duration=3",
+        "seed=1",
         "batch_size=4",
         "threads=1",
         "backbone.name=test_vit",
@@ -57,6 +70,9 @@ def test_the_demo_evaluates_adapts_exports_and_reports(labelled: str, tmp_path: 
     assert all(isinstance(summary[key], int | float) for key in promised)
     assert {(row["protocol"], row["image_size"]) for row in summary["rows"]} >= {("knn", 224), ("linear", 64)}
     assert summary["knn_before"] == pytest.approx(summary["rows"][0]["before"]["balanced_accuracy"], abs=1e-6)
+    # "Before" is the very trunk that was adapted, also where it is random.
+    state = json.loads((tmp_path / "run/checkpoints/step_00000003/state.json").read_text())
+    assert evaluated[0] == state["trunk_sha256"] != evaluated[-1]
     printed = to_text("demo", result)
     low, high = (100 * x for x in summary["rows"][0]["after"]["interval"])
     assert f"{100 * summary['knn_after']:.1f} [{low:.1f}, {high:.1f}]" in printed
