@@ -96,19 +96,23 @@ def cast_frozen(objective: DINOv2Objective, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def standardize_heads(training: Training, config: RunConfig) -> None:
-    """Give each head that asks for it the statistics of frozen features; before step 0 of a new run only."""
-    objective, n_images = training.objective, config.objective.head.standardize_on
+    """Give each head that asks for it the statistics of frozen features; before step 0 of a new run only.
+
+    Heads that ask for different numbers of images all get the largest.
+    """
+    objective = training.objective
+    heads = [head for head in (objective.dino_head, objective.ibot_head) if head is not None]
+    n_images = max(head.standardize_on for head in heads)
     if not n_images:
         return
-    steps = -(-n_images // config.batch_size)
     backbone = objective.backbone
     features = []
-    for batch in training.loader.batches(0, steps):
+    for batch in training.loader.batches(0, -(-n_images // config.batch_size)):
         ready = batch.to(
             training.accelerator.device, mean=backbone.mean, std=backbone.std, dtype=DTYPES[config.precision]
         )
         with objective.branches.teacher():  # before step 0 that is the frozen model
             features.append(all_gather(backbone(ready.global_crops.flatten(0, 1)).cls.float()))
-    for head in (objective.dino_head, objective.ibot_head):
-        if head is not None:
+    for head in heads:
+        if head.standardize_on:
             head.standardize(torch.cat(features))

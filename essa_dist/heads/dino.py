@@ -52,6 +52,7 @@ class DINOHead(nn.Module):
 
     def __init__(self, in_features: int, config: HeadConfig) -> None:
         super().__init__()
+        self.standardize_on = config.standardize_on
         self.register_buffer("input_mean", torch.zeros(in_features))
         self.register_buffer("input_std", torch.ones(in_features))
         widths = [in_features] + [config.hidden] * (config.layers - 1) + [config.bottleneck]

@@ -188,3 +188,19 @@ def test_a_run_over_another_trunk_is_not_loaded(recipe: list[str], run: Path) ->
     config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
     with pytest.raises(WeightsError, match="trained on other pretrained weights"):
         load_model(str(run))
+
+
+@pytest.mark.parametrize(("dino", "ibot"), [(4, 0), (0, 4), (4, 4)])
+def test_each_head_standardizes_its_input_if_it_asks_for_it(
+    recipe: list[str], run: Path, dino: int, ibot: int
+) -> None:
+    sizes = "prototypes: 32, hidden: 16, bottleneck: 8, standardize_on"
+    adapt(
+        None,
+        *recipe,
+        f"objective.head={{{sizes}: {dino}}}",
+        f"objective.ibot_head={{{sizes}: {ibot}}}",
+    )
+    buffers = tensors(run, 6, "buffers")
+    for name, asked in (("dino_head", dino), ("ibot_head", ibot)):
+        assert bool(buffers[f"{name}.input_mean"].any()) == bool(asked), name
