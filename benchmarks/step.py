@@ -29,7 +29,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import torch
     from accelerate import Accelerator
 
-    from essa_dist.adapters import build_adapter
+    from essa_dist.adapters import inject_adapter
     from essa_dist.backbones import build_backbone
     from essa_dist.data.batch import Batch
     from essa_dist.engine.build import DTYPES, cast_frozen
@@ -53,7 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     config = load(RunConfig, None, words)
     device, dtype = torch.device(args.device), DTYPES[config.precision]
     backbone = build_backbone(config.backbone)
-    build_adapter(config.adapter).inject(backbone, seed=0)
+    inject_adapter(backbone, config.adapter, seed=0)
     objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
     cast_frozen(objective, dtype)
     objective.to(device).train()

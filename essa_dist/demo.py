@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from essa_dist import runfolder
+from essa_dist.adapters import label
 from essa_dist.backbones import Backbone, build_backbone
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.engine.config import RunConfig
@@ -131,7 +132,7 @@ def _summary(
         "linear_after": round(after[1]["balanced_accuracy"], 6),
         **{key: adapted[key] for key in keys},
         "adapt_seconds": adapted["seconds"],
-        "adapter": config.adapter.kind,
+        "adapter": label(config.adapter),
         "model": config.backbone.name,
         "steps": adapted["step"],
         "batch_size": config.batch_size,

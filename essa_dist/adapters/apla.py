@@ -6,14 +6,15 @@ Shapes: C in_features, D out_features, R tuned rows (1 <= R <= D).
 """
 
 import hashlib
-from typing import Annotated, Literal
+from collections import defaultdict
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from essa_dist.adapters.interface import matching_linears
+from essa_dist.adapters.targets import Target, find_targets
 from essa_dist.backbones.vit import Backbone
 from essa_dist.errors import UsageError
 from essa_dist.settings import Config
@@ -24,8 +25,8 @@ class APLAConfig(Config):
     """Train rows of the attention output projection."""
     rank: Literal["full"] | Annotated[int, Field(ge=1)] = "full"
     """Tuned rows per layer, drawn once by the run's seed; full: all of them, as ESSA's released setting."""
-    targets: tuple[str, ...] = ("attn.proj",)
-    """Linear layers of each block that are tuned, by their timm names."""
+    targets: tuple[str, ...] = ("proj",)
+    """Layers of each block that are tuned: q, k, v, qkv, proj, fc1, fc2, or timm's own names."""
 
 
 class APLALinear(nn.Module):
@@ -33,13 +34,9 @@ class APLALinear(nn.Module):
 
     rows: Tensor  # [R] int64. A buffer, and the only record of the choice: saved and moved with the weights.
 
-    def __init__(self, base: nn.Linear, *, rank: int, seed: int) -> None:
+    def __init__(self, base: nn.Linear, rows: Tensor) -> None:
         super().__init__()
-        if not 1 <= rank <= base.out_features:
-            raise UsageError(f"adapter.rank must be in 1..{base.out_features} (out_features), got {rank}")
-        # Own generator: every process must pick the same rows, whatever its global RNG did before.
-        shuffled = torch.randperm(base.out_features, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("rows", shuffled[:rank].sort().values.to(base.weight.device))
+        self.register_buffer("rows", rows.to(base.weight.device))
         self.base = base.requires_grad_(False)
         # Copies of the rows, not a delta to them: weight decay then acts as in full fine-tuning.
         self.weight = nn.Parameter(base.weight.detach()[self.rows])
@@ -66,26 +63,45 @@ class APLALinear(nn.Module):
 
 
 class APLA:
-    """Full rank needs no new module: the projection itself is trained."""
+    """Full rank of a whole layer needs no new module: the layer itself is trained."""
+
+    merges: ClassVar[bool] = True
+    starts_exact: ClassVar[bool] = True
+    yields: ClassVar[bool] = False
 
     def __init__(self, config: APLAConfig) -> None:
         self.config = config
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
-        backbone.requires_grad_(False)
-        for name, parent, attribute, linear in list(matching_linears(backbone, self.config.targets)):
-            if self.config.rank == "full":
-                linear.requires_grad_(True)
+        by_layer: dict[str, list[Target]] = defaultdict(list)
+        for target in find_targets(backbone, self.config.targets):
+            by_layer[target.name].append(target)
+        for name, parts in by_layer.items():
+            if self.config.rank == "full" and parts[0].whole:
+                parts[0].linear.requires_grad_(True)
             else:
-                layer = APLALinear(linear, rank=self.config.rank, seed=_layer_seed(seed, name))
-                setattr(parent, attribute, layer)
+                # Own generator: every process must pick the same rows, whatever its global RNG did before.
+                generator = torch.Generator().manual_seed(_layer_seed(seed, name))
+                rows = torch.cat([draw_rows(part.rows, self.config.rank, generator) for part in parts])
+                parts[0].replace(APLALinear(parts[0].linear, rows.sort().values))
 
     def merge(self, backbone: Backbone) -> None:
         for name, module in list(backbone.named_modules()):
             if isinstance(module, APLALinear):
                 parent, _, attribute = name.rpartition(".")
                 setattr(backbone.get_submodule(parent), attribute, module.merge())
-        backbone.requires_grad_(False)
+
+
+def draw_rows(choices: range, rank: int | Literal["full"], generator: torch.Generator) -> Tensor:
+    """``rank`` of the output features ``choices``, sorted, [R] int64. Raises UsageError if there are fewer."""
+    size = len(choices)
+    if rank == "full":
+        return torch.arange(choices.start, choices.stop)
+    if rank > size:
+        raise UsageError(
+            f"adapter.rank must be in 1..{size} (output features of a target) or full, got {rank}"
+        )
+    return torch.randperm(size, generator=generator)[:rank].sort().values + choices.start
 
 
 def _layer_seed(seed: int, name: str) -> int:

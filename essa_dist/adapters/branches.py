@@ -80,6 +80,8 @@ class Branches:
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """``teacher <- momentum * teacher + (1 - momentum) * student`` on whole tensors, a few kernels in all."""
+        if not self.students:  # torch's foreach refuses an empty list
+            return
         teachers: list[Tensor] = list(self.teachers.values())
         students: list[Tensor] = list(self.students.values())
         torch._foreach_mul_(teachers, momentum)
@@ -88,4 +90,5 @@ class Branches:
     @torch.no_grad()
     def reset_teacher(self) -> None:
         """Make the teacher equal to the student again, after weights were loaded or heads were initialised."""
-        torch._foreach_copy_(list(self.teachers.values()), list(self.students.values()))
+        if self.students:
+            torch._foreach_copy_(list(self.teachers.values()), list(self.students.values()))

@@ -1,6 +1,6 @@
 """Every weight is trained: plain SSA, the method that ESSA is compared with."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from essa_dist.backbones.vit import Backbone
 from essa_dist.settings import Config
@@ -14,6 +14,10 @@ class FullConfig(Config):
 class Full:
     """The one adapter whose branches can't share the trunk: its teacher is a second trunk."""
 
+    merges: ClassVar[bool] = True
+    starts_exact: ClassVar[bool] = True
+    yields: ClassVar[bool] = False
+
     def __init__(self, config: FullConfig) -> None:
         self.config = config
 
@@ -21,4 +25,4 @@ class Full:
         backbone.requires_grad_(True)
 
     def merge(self, backbone: Backbone) -> None:
-        backbone.requires_grad_(False)
+        pass  # nothing was added

@@ -13,6 +13,7 @@ import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from essa_dist.backbones.vit import Backbone
@@ -69,14 +70,16 @@ def build_architecture(config: BackboneConfig) -> Backbone:
         )
     except TypeError as error:
         raise UsageError(f"backbone.name={config.name!r} is not a vision transformer: {error}") from error
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+    if not isinstance(vit, VisionTransformer | Eva) or vit.cls_token is None:
         raise UsageError(
-            f"backbone.name={config.name!r} must be a timm VisionTransformer with a class token, got {type(vit).__name__}"
+            f"backbone.name={config.name!r} must be a timm VisionTransformer or Eva with a class token, got {type(vit).__name__}"
         )
     vit.set_grad_checkpointing(config.checkpoint_activations)
     rule = config.pos_embed
     if rule == "auto":
         rule = "dinov2" if "dinov2" in config.name else "timm"
+    if rule == "dinov2" and isinstance(vit, Eva):
+        raise UsageError(f"backbone.pos_embed=dinov2 is for plain ViTs; {config.name} has its own rule: use auto")
     return Backbone(vit, name=timm_name, pos_embed=rule, mean=config.mean, std=config.std)
 
 

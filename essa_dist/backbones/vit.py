@@ -55,6 +55,12 @@ class Backbone(nn.Module):
         for block in self.vit.blocks:
             if hasattr(block.attn, "fused_attn"):
                 block.attn.register_forward_pre_hook(_choose_attention)
+            if getattr(block.attn, "q_bias", None) is not None:
+                # timm would read qkv.weight without calling qkv: whatever an adapter did to qkv went unseen.
+                block.attn.qkv_bias_separate = True
+        if getattr(vit, "rope_mixed", False):  # its learned frequencies are read by a method: make that a call
+            vit.rope.forward = vit.rope.get_embed
+            vit.rope.get_embed = vit.rope.__call__
         if pos_embed == "dinov2":
             self.vit._pos_embed = DINOv2PositionEmbedding(vit)
 

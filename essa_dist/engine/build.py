@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from essa_dist.adapters import build_adapter
+from essa_dist.adapters import inject_adapter
 from essa_dist.backbones import build_backbone
 from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.loader import CropLoader
@@ -52,7 +52,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
     backbone = build_backbone(config.backbone, seed=config.seed)
     trunk_sha256 = parameters_sha256(backbone)
     trunk_parameters = sum(p.numel() for p in backbone.parameters())
-    build_adapter(config.adapter).inject(backbone, seed=config.seed)
+    inject_adapter(backbone, config.adapter, seed=config.seed)
     dtype = DTYPES[config.precision]
     objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
     cast_frozen(objective, dtype)

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from essa_dist import runfolder
+from essa_dist.adapters import label
 from essa_dist.backbones.weights import file_sha256
 from essa_dist.data.batch import Batch
 from essa_dist.distributed.collectives import any_rank, barrier
@@ -207,7 +208,7 @@ class Run:
         log.info(
             "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %d images, %d steps of %d, on %d x %s, %s",
             t.objective.backbone.name,
-            self.config.adapter.kind,
+            label(self.config.adapter),
             f"{trained:,}",
             f"{t.trunk_parameters:,}",
             100 * trained / t.trunk_parameters,
