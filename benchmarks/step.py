@@ -17,91 +17,163 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def measure(args: argparse.Namespace) -> dict[str, float]:
-    """One adapter in this process: seconds a step (median after warm-up) and peak memory."""
-    import torch
-    from accelerate import Accelerator
+class Step:
+    """One adapter's training step in this process, at any batch size."""
 
-    from essa_dist.adapters import inject_adapter
-    from essa_dist.backbones import build_backbone
-    from essa_dist.data.batch import Batch
-    from essa_dist.engine.build import DTYPES, cast_frozen
-    from essa_dist.engine.config import RunConfig
-    from essa_dist.engine.optim import build_optimizer, step_values
-    from essa_dist.engine.step import train_step
-    from essa_dist.objectives import DINOv2Objective
-    from essa_dist.settings import load
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+        from accelerate import Accelerator
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
-    torch.manual_seed(0)
-    words = [
-        f"backbone.name={args.model}",
-        "backbone.weights=random",
-        f"adapter={args.adapter}",
-        "out=unused",
-    ]
-    words += [f"batch_size={args.batch}", f"precision={args.precision}", *args.set]
-    config = load(RunConfig, None, words)
-    device, dtype = torch.device(args.device), DTYPES[config.precision]
-    backbone = build_backbone(config.backbone)
-    inject_adapter(backbone, config.adapter, seed=0)
-    objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
-    cast_frozen(objective, dtype)
-    objective.to(device).train()
-    optimizer = build_optimizer(objective.branches.students, config.optim, depth=len(backbone.vit.blocks))
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    masks = torch.rand(2, args.batch, (224 // backbone.patch_size) ** 2) < 0.3
-    masks[:, args.batch // 2 :] = False  # half of the crops are masked, as in training
-    local = 98 // backbone.patch_size * backbone.patch_size
-    batch = Batch(
-        global_crops=torch.randn(2, args.batch, 3, 224, 224),
-        local_crops=torch.randn(8, args.batch, 3, local, local),
-        masks=masks,
-        keys=tuple(map(str, range(args.batch))),
-        step=0,
-    ).to(device, mean=backbone.mean, std=backbone.std, dtype=dtype)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for step in range(args.warmup + args.steps):
-        values = step_values(
-            step, total=1000, steps_per_epoch=100, optim=config.optim, schedule=config.schedule
-        )
+        from essa_dist.adapters import inject_adapter
+        from essa_dist.backbones import build_backbone
+        from essa_dist.engine.build import DTYPES, cast_frozen
+        from essa_dist.engine.config import RunConfig
+        from essa_dist.engine.optim import build_optimizer
+        from essa_dist.objectives import DINOv2Objective
+        from essa_dist.settings import load
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        torch.set_flush_denormal(True)
+        torch.manual_seed(0)
+        adapter, *settings = args.adapter.split(":")
+        words = [f"backbone.name={args.model}", "backbone.weights=random", f"adapter={adapter}"]
+        words += [f"adapter.{setting}" for setting in settings]
+        words += ["out=unused", f"precision={args.precision}", *args.set]
+        self.config = load(RunConfig, None, words)
+        self.device, self.dtype = torch.device(args.device), DTYPES[self.config.precision]
+        backbone = build_backbone(self.config.backbone)
+        self.trunk_parameters = sum(p.numel() for p in backbone.parameters())
+        inject_adapter(backbone, self.config.adapter, seed=0)
+        self.objective = DINOv2Objective(backbone, self.config.objective, compute_dtype=self.dtype)
+        cast_frozen(self.objective, self.dtype)
+        self.objective.to(self.device).train()
+        depth = len(backbone.vit.blocks)
+        self.optimizer = build_optimizer(self.objective.branches.students, self.config.optim, depth=depth)
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+
+    def batch(self, size: int) -> Any:
+        """Noise crops, 2 x 224 and 8 x 98 px (the next multiple of the patch below), half of the globals masked."""
+        import torch
+
+        from essa_dist.data.batch import Batch
+
+        backbone = self.objective.backbone
+        masks = torch.rand(2, size, (224 // backbone.patch_size) ** 2) < 0.3
+        masks[:, size // 2 :] = False
+        local = 98 // backbone.patch_size * backbone.patch_size
+        return Batch(
+            global_crops=torch.randn(2, size, 3, 224, 224),
+            local_crops=torch.randn(8, size, 3, local, local),
+            masks=masks,
+            keys=tuple(map(str, range(size))),
+            step=0,
+        ).to(self.device, mean=backbone.mean, std=backbone.std, dtype=self.dtype)
+
+    def run(self, batch: Any, step: int) -> float:
+        """Seconds of one update; it ends with a read of the losses, so the device is done."""
+        from essa_dist.engine.optim import step_values
+        from essa_dist.engine.step import train_step
+
+        optim, schedule = self.config.optim, self.config.schedule
+        values = step_values(step, total=1000, steps_per_epoch=100, optim=optim, schedule=schedule)
         begin = time.perf_counter()
         train_step(
-            objective,
-            objective.branches,
-            optimizer,
+            self.objective,
+            self.objective.branches,
+            self.optimizer,
             batch,
             values,
-            accelerator,
-            config=config.optim,
+            self.accelerator,
+            config=optim,
             accumulate=1,
-            scaler=scaler,
+            scaler=self.scaler,
             diagnose=False,
-        )  # ends with a read of the losses, so the device is done
-        seconds.append(time.perf_counter() - begin)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    trained = objective.branches.count("backbone.")
-    return {
+        )
+        return time.perf_counter() - begin
+
+    def bytes_on_disk(self) -> tuple[int, int]:
+        """What the trained tensors of one branch take alone (with the adapter's buffers), and a whole checkpoint."""
+        from safetensors.torch import save_file
+
+        from essa_dist.engine import checkpoint
+
+        backbone = self.objective.backbone
+        tensors = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
+        tensors |= dict(backbone.named_buffers())
+        with tempfile.TemporaryDirectory() as folder:
+            alone, whole = Path(folder) / "adapter.safetensors", Path(folder) / "step_00000001"
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, alone)
+            checkpoint.save(whole, self.objective, self.optimizer, {})
+            return alone.stat().st_size, sum(file.stat().st_size for file in whole.iterdir())
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """One adapter in this process: seconds a step (median after warm-up), peak memory, sizes."""
+    import torch
+
+    step = Step(args)
+    cuda = step.device.type == "cuda"
+    found: dict[str, float] = {}
+    if args.largest:
+        found["largest_batch"] = largest(lambda size: _fits(step, size), args.batch)
+    batch = step.batch(args.batch)
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [step.run(batch, i) for i in range(args.warmup + args.steps)]
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    trained = step.objective.branches.count("backbone.")
+    adapter_bytes, checkpoint_bytes = step.bytes_on_disk()
+    return found | {
         "step_s": statistics.median(seconds[args.warmup :]),
         "peak_gib": peak / 2**30,
         "trained_trunk": trained,
-        "trained_heads": objective.branches.count() - trained,
+        "trained_share": trained / step.trunk_parameters,
+        "trained_heads": step.objective.branches.count() - trained,
+        "adapter_bytes": adapter_bytes,
+        "checkpoint_bytes": checkpoint_bytes,
     }
+
+
+def _fits(step: Step, size: int) -> bool:
+    import torch
+
+    try:
+        for i in range(2):  # the optimizer's state appears in the first
+            step.run(step.batch(size), i)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        step.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True
+
+
+def largest(fits: Callable[[int], bool], start: int) -> int:
+    """The largest size that fits, to an eighth of itself; 0 if ``start`` and all below it are too large."""
+    high = start
+    while fits(high):
+        high *= 2
+    low = high // 2 if high > start else 0
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,14 +210,34 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def summarise(runs: list[dict[str, float]], batch: int) -> dict[str, float]:
     rates = sorted(batch / run["step_s"] for run in runs)
+    constant = {k: v for k, v in runs[0].items() if k not in ("step_s", "peak_gib")}
     return {
         "img_per_s": statistics.median(rates),
         "img_per_s_min": rates[0],
         "img_per_s_max": rates[-1],
         "peak_gib": statistics.median(run["peak_gib"] for run in runs),
-        "trained_trunk": runs[0]["trained_trunk"],
-        "trained_heads": runs[0]["trained_heads"],
+        **constant,
     }
+
+
+def table(result: dict[str, Any], base: str) -> str:
+    """Markdown: adapter, trained parameters, share, sizes, and step time and peak memory relative to ``base``."""
+    lines = ["| adapter | trained | of trunk | adapter file | checkpoint | img/s | step time | peak memory |"]
+    lines.append("| --- " * 8 + "|")
+    for adapter, row in result["rows"].items():
+        ratio = result[f"ratio_to_{base}"][adapter]
+        cells = [
+            adapter,
+            f"{row['trained_trunk']:,}",
+            f"{row['trained_share']:.2%}",
+            f"{row['adapter_bytes'] / 1e6:.2f} MB",
+            f"{row['checkpoint_bytes'] / 1e6:.0f} MB",
+            f"{row['img_per_s']:.2f}",
+            f"{1 / ratio['throughput']:.2f}",
+            f"{ratio['peak_memory']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -175,7 +267,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="dinov2_vits14")
-    parser.add_argument("--adapters", nargs="+", default=["full", "apla"], help="the first is the yardstick")
+    parser.add_argument(
+        "--adapters",
+        nargs="+",
+        default=["full", "apla"],
+        help="the first is the yardstick; settings after colons, as apla:rank=8",
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="bf16")
@@ -184,6 +281,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], help="further key=value of the run's config")
+    parser.add_argument(
+        "--largest", action="store_true", help="also search the largest batch that fits (CUDA)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--adapter", help=argparse.SUPPRESS)  # the child process's one
     args = parser.parse_args()
@@ -198,8 +298,7 @@ def main() -> None:
         **machine(args.device),
         **compare(args),
     }
-    print(json.dumps(result["rows"], indent=1))
-    print(json.dumps(result[f"ratio_to_{args.adapters[0]}"], indent=1))
+    print(table(result, args.adapters[0]))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -5,21 +5,36 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, 
 
 from pydantic import BeforeValidator, Field
 
+from essa_dist.adapters.adaptformer import AdaptFormer, AdaptFormerConfig
 from essa_dist.adapters.apla import APLA, APLAConfig
 from essa_dist.adapters.bitfit import BitFit, BitFitConfig
 from essa_dist.adapters.branches import Branches
+from essa_dist.adapters.explora import ExPLoRA, ExPLoRAConfig
 from essa_dist.adapters.frozen import Frozen, FrozenConfig
 from essa_dist.adapters.full import Full, FullConfig
 from essa_dist.adapters.interface import Adapter
+from essa_dist.adapters.last_blocks import LastBlocks, LastBlocksConfig
+from essa_dist.adapters.ln_tuning import LNTuning, LNTuningConfig
+from essa_dist.adapters.lora import LoRA, LoRAConfig
+from essa_dist.adapters.ssf import SSF, SSFConfig
+from essa_dist.adapters.vpt import VPT, VPTConfig
 from essa_dist.backbones.vit import Backbone
 from essa_dist.errors import UsageError
+from essa_dist.nearest import nearest
 from essa_dist.settings import Config
 
 ADAPTERS: dict[str, tuple[type[Config], type[Any]]] = {
+    "adaptformer": (AdaptFormerConfig, AdaptFormer),
     "apla": (APLAConfig, APLA),
     "bitfit": (BitFitConfig, BitFit),
+    "explora": (ExPLoRAConfig, ExPLoRA),
     "frozen": (FrozenConfig, Frozen),
     "full": (FullConfig, Full),
+    "last_blocks": (LastBlocksConfig, LastBlocks),
+    "ln_tuning": (LNTuningConfig, LNTuning),
+    "lora": (LoRAConfig, LoRA),
+    "ssf": (SSFConfig, SSF),
+    "vpt": (VPTConfig, VPT),
 }
 """Name, as in ``adapter.kind``, to its settings and the class that injects and merges it."""
 
@@ -30,10 +45,15 @@ def _written_short(value: Any) -> Any:
     if not isinstance(value, Mapping) or "+" not in str(value.get("kind")):
         return value
     parts: list[dict[str, Any]] = [{"kind": kind.strip()} for kind in value["kind"].split("+")]
+    for part in parts:
+        if part["kind"] not in ADAPTERS:
+            near = nearest(part["kind"], ADAPTERS)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"{part['kind']!r} is no adapter; allowed: {' | '.join(ADAPTERS)}{hint}")
     for key, setting in value.items():
         if key == "kind":
             continue
-        owners = [p for p in parts if p["kind"] in ADAPTERS and key in ADAPTERS[p["kind"]][0].model_fields]
+        owners = [part for part in parts if key in ADAPTERS[part["kind"]][0].model_fields]
         if len(owners) > 1:
             raise ValueError(
                 f"{key} belongs to several of {value['kind']}: write them out under adapter.parts"

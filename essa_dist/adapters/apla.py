@@ -5,7 +5,6 @@ y = x W; torch stores W transposed, so one tuned column there is one row, i.e. o
 Shapes: C in_features, D out_features, R tuned rows (1 <= R <= D).
 """
 
-import hashlib
 from collections import defaultdict
 from typing import Annotated, ClassVar, Literal
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from essa_dist.adapters.targets import Target, find_targets
+from essa_dist.adapters.targets import Target, find_targets, layer_seed
 from essa_dist.backbones.vit import Backbone
 from essa_dist.errors import UsageError
 from essa_dist.settings import Config
@@ -81,7 +80,7 @@ class APLA:
                 parts[0].linear.requires_grad_(True)
             else:
                 # Own generator: every process must pick the same rows, whatever its global RNG did before.
-                generator = torch.Generator().manual_seed(_layer_seed(seed, name))
+                generator = torch.Generator().manual_seed(layer_seed(seed, name))
                 rows = torch.cat([draw_rows(part.rows, self.config.rank, generator) for part in parts])
                 parts[0].replace(APLALinear(parts[0].linear, rows.sort().values))
 
@@ -102,8 +101,3 @@ def draw_rows(choices: range, rank: int | Literal["full"], generator: torch.Gene
             f"adapter.rank must be in 1..{size} (output features of a target) or full, got {rank}"
         )
     return torch.randperm(size, generator=generator)[:rank].sort().values + choices.start
-
-
-def _layer_seed(seed: int, name: str) -> int:
-    """Each layer draws its own rows, the same ones on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "little")

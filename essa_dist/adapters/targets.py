@@ -4,6 +4,7 @@ Families differ: q, k and v are rows of one fused layer (``attn.qkv``, most ViTs
 (``attn.q_proj``, EVA02); the first layer of a SwiGLU is one (DINOv2 g) or two (``mlp.fc1_g`` and ``mlp.fc1_x``, EVA02).
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -74,9 +75,11 @@ def _in_block(backbone: Backbone, index: int, name: str) -> Iterator[Target]:
 def _target(prefix: str, block: nn.Module, path: str) -> Target:
     path, _, third = path.partition("/")
     linear = block.get_submodule(path)
-    if not isinstance(linear, nn.Linear):
+    # A layer has an adapter's module in its place, or inside it (SSF): timm's own has none.
+    changed = next(linear.children(), None) if isinstance(linear, nn.Linear) else linear
+    if not isinstance(linear, nn.Linear) or changed is not None:
         raise UsageError(
-            f"adapter: two adapters change {prefix}.{path}, which is a {type(linear).__name__} already; "
+            f"adapter: two adapters change {prefix}.{path}, which is a {type(changed).__name__} already; "
             f"give them different targets"
         )
     rows = range(linear.out_features)
@@ -87,3 +90,21 @@ def _target(prefix: str, block: nn.Module, path: str) -> Target:
         rows = range(int(third) * size, (int(third) + 1) * size)
     parent, _, attribute = path.rpartition(".")
     return Target(f"{prefix}.{path}", block.get_submodule(parent), attribute, linear, rows)
+
+
+def find_norms(backbone: Backbone) -> list[tuple[str, nn.Module]]:
+    """Every norm layer with weights, and its name: of blocks, attention, MLP, the embedding, and the final one.
+
+    Known by their class's name: timm has a dozen such classes, not all of them torch's.
+    """
+    return [
+        (name, module)
+        for name, module in backbone.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and isinstance(getattr(module, "weight", None), nn.Parameter)
+    ]
+
+
+def layer_seed(seed: int, name: str) -> int:
+    """Each layer draws its own numbers, the same ones on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest(), "little")

@@ -40,6 +40,13 @@ CASES: list[dict[str, Any]] = [
     {"kind": "bitfit"},
     {"kind": "apla+bitfit"},
     {"kind": "apla+bitfit", "rank": 3},
+    {"kind": "vpt", "tokens": 5},
+    {"kind": "vpt", "tokens": 3, "deep": False},
+    {"kind": "adaptformer", "dim": 5, "scale": "learned"},
+    {"kind": "ssf"},
+    {"kind": "ln_tuning"},
+    {"kind": "last_blocks"},
+    {"kind": "vpt+adaptformer+apla", "tokens": 2, "dim": 3, "rank": 3},
 ]
 B, SIDE, PATCH, WIDTH, DEPTH = 3, 16, 4, 24, 2
 SIZE = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
@@ -203,13 +210,13 @@ def test_gradients_are_the_same_under_activation_checkpointing(family: str, case
     grads = []
     for checkpointing in (False, True):
         backbone, _ = adapted(family, case)
+        torch.manual_seed(0)  # dropout
         train(backbone, steps=1)
         backbone.vit.set_grad_checkpointing(checkpointing)
         branches = Branches(backbone)
         backbone.train()
         for p in backbone.parameters():
             p.grad = None
-        torch.manual_seed(0)  # dropout
         out = features(backbone)
         with branches.teacher():  # a teacher pass before the recomputation must not leak into it
             features(backbone)
@@ -402,6 +409,7 @@ def test_the_real_vit_keeps_the_contract(case: dict[str, Any]) -> None:
     with torch.no_grad():
         base = features(backbone, images)
     adapter = inject_adapter(backbone, settings(case), seed=0)
+    backbone.eval()
     with torch.no_grad():
         assert torch.equal(features(backbone, images), base) == adapter.starts_exact
     frozen = frozen_hash(backbone)
@@ -424,6 +432,7 @@ def test_the_real_vit_keeps_the_contract(case: dict[str, Any]) -> None:
             assert torch.equal(features(backbone, images), base) == adapter.starts_exact
     fresh = build_backbone(config).eval()
     inject_adapter(fresh, settings(case), seed=0)
+    fresh.eval()
     own = dict(fresh.named_parameters()) | dict(fresh.named_buffers())
     with torch.no_grad():
         for name, tensor in saved(backbone).items():

@@ -1,0 +1,235 @@
+"""LoRA: a trained product of two thin matrices beside a frozen linear layer, through Hugging Face PEFT.
+
+Sources: LoRA arXiv:2106.09685, rsLoRA arXiv:2312.03732, DoRA arXiv:2402.09353, PiSSA arXiv:2404.02948. The defaults
+are those of MED-PEFT (arXiv:2401.12215: q and v, alpha 32, dropout 0.1); ESSA's own LoRA settings were not published.
+Layers are ``peft.tuners.lora.Linear`` with PEFT's own forward and merge. Two things PEFT does not know are put into
+their factors: some rows of a fused layer (``Up``), and a PiSSA that leaves the frozen weight alone (``Down``, ``Up``).
+Shapes: C in_features, D out_features, R rank, P parts of a layer.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from essa_dist.adapters.targets import Target, find_targets, layer_seed
+from essa_dist.backbones.vit import Backbone
+from essa_dist.errors import UsageError
+from essa_dist.settings import Config
+
+NAME = "default"
+"""PEFT's name for the only adapter in a layer."""
+
+
+class LoRAConfig(Config):
+    kind: Literal["lora"] = "lora"
+    """Train low-rank changes of linear layers, by PEFT."""
+    rank: int = Field(8, ge=1)
+    """Rank of the change of each target; q and v of a fused layer have this rank each."""
+    alpha: float = Field(32, gt=0)
+    """The change is scaled by alpha / rank, or with rslora by alpha / sqrt(rank)."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of the student on the way into the change; the teacher never drops."""
+    targets: tuple[str, ...] = ("q", "v")
+    """Layers of each block that are changed: q, k, v, qkv, proj, fc1, fc2, or timm's own names."""
+    dora: bool = False
+    """Train the length of each row apart from its direction; needs whole layers, as qkv and proj."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), so that large ranks learn as fast as small ones."""
+    init: Literal["default", "pissa"] = "default"
+    """pissa: begin with the largest singular values of each target; the model still starts as the base model."""
+
+
+class LoRA:
+    merges: ClassVar[bool] = True
+    starts_exact: ClassVar[bool] = True
+    yields: ClassVar[bool] = False
+
+    def __init__(self, config: LoRAConfig) -> None:
+        self.config = config
+
+    def inject(self, backbone: Backbone, *, seed: int) -> None:
+        self.inject_into(find_targets(backbone, self.config.targets), seed=seed)
+
+    def inject_into(self, targets: Sequence[Target], *, seed: int) -> None:
+        """Put the trained factors beside each target, in place. Raises UsageError for settings that don't fit one."""
+        by_layer: dict[str, dict[range, Target]] = defaultdict(dict)
+        for target in targets:
+            self._check(target)
+            by_layer[target.name][target.rows] = target
+        with torch.random.fork_rng(devices=[]):  # PEFT draws from the global state: lend it one of our own
+            for name, parts in by_layer.items():
+                torch.manual_seed(layer_seed(seed, name))
+                whole = next((part for part in parts.values() if part.whole), None)
+                first = whole or next(iter(parts.values()))
+                first.replace(self._layer(first.linear, [first.rows] if whole else sorted(parts, key=min)))
+
+    def merge(self, backbone: Backbone) -> None:
+        merge_lora(backbone)
+
+    def _check(self, target: Target) -> None:
+        limit = min(len(target.rows), target.linear.in_features)
+        if self.config.rank > limit:
+            raise UsageError(f"adapter.rank must be in 1..{limit} for {target.name}, got {self.config.rank}")
+        if self.config.dora and not target.whole:
+            raise UsageError(
+                f"adapter.dora needs whole layers, and q, k, v are parts of {target.name}: use adapter.targets=[qkv]"
+            )
+
+    def _layer(self, linear: nn.Linear, parts: list[range]) -> Any:
+        """PEFT's layer around ``linear``, whose trained factors change the output features in ``parts``."""
+        layer = self._stock(linear, init=True)
+        fused, pissa = len(parts[0]) < linear.out_features, self.config.init == "pissa"
+        if fused or pissa:
+            factors = [self._factors(linear, part) for part in parts]
+            down_RC = torch.cat([down for down, _ in factors])
+            ups = [up for _, up in factors]
+            layer.lora_A[NAME] = Down(down_RC, keep=pissa)
+            layer.lora_B[NAME] = Up(ups, parts, linear.out_features, keep=pissa)
+            # What PEFT says of itself; its scaling stays that of one part.
+            layer.r[NAME] = rank = layer.lora_A[NAME].weight.shape[0]
+            layer.lora_alpha[NAME] = layer.scaling[NAME] * (math.sqrt(rank) if self.config.rslora else rank)
+        elif self.config.dora:
+            layer.lora_A[NAME] = CastLinear(layer.lora_A[NAME].weight.detach())
+        layer.cast_input_dtype_enabled = (
+            False  # the masters are fp32, but they compute in the input's precision
+        )
+        return layer
+
+    def _factors(self, linear: nn.Linear, rows: range) -> tuple[Tensor, Tensor]:
+        """A [R, C] and B [len(rows), R] as PEFT initialises them for these rows alone."""
+        weight = linear.weight.detach()[rows.start : rows.stop].clone()  # for PiSSA changes it
+        layer = self._stock(_linear(weight), init="pissa" if self.config.init == "pissa" else True)
+        return layer.lora_A[NAME].weight.detach(), layer.lora_B[NAME].weight.detach()
+
+    def _stock(self, linear: nn.Linear, *, init: Literal["pissa", True]) -> Any:
+        """``linear`` as PEFT wraps it."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        holder = nn.ModuleDict({"layer": linear})
+        config = LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,  # type: ignore[arg-type]  # any number will do
+            lora_dropout=self.config.dropout,
+            use_dora=self.config.dora,
+            use_rslora=self.config.rslora,
+            init_lora_weights=init,
+            target_modules=["layer"],
+        )
+        inject_adapter_in_model(config, holder, adapter_name=NAME)
+        return holder["layer"]
+
+
+def merge_lora(backbone: Backbone) -> None:
+    """Fold every LoRA layer into its base layer by PEFT's own mathematics, and put that back in place.
+
+    The changed weight is a new tensor: other models may share the old one.
+    """
+    from peft.tuners.lora import Linear
+
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, Linear):
+            base = layer.get_base_layer()
+            assert isinstance(base, nn.Linear)
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            layer.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(backbone.get_submodule(parent), attribute, base)
+
+
+class CastLinear(nn.Linear):
+    """Takes inputs of any precision: DoRA asks for B A in that of the masters, inside a branch that computes in another."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")  # draws nothing
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Down(nn.Module):
+    """A. With ``keep`` also the initial A0, in the second half of the outputs: [.., C] to [.., R] or [.., 2R]."""
+
+    initial: Tensor | None  # [R, C]. A buffer: a singular value decomposition differs between machines.
+
+    def __init__(self, weight_RC: Tensor, *, keep: bool) -> None:
+        super().__init__()
+        self.trained = CastLinear(weight_RC)
+        self.register_buffer("initial", weight_RC.clone() if keep else None)
+
+    @property
+    def weight(self) -> Tensor:
+        """[R, C] or [2R, C], as PEFT merges it."""
+        if self.initial is None:
+            return self.trained.weight
+        return torch.cat([self.trained.weight, self.initial.to(self.trained.weight.dtype)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        trained: Tensor = self.trained(x)
+        if self.initial is None:
+            return trained
+        return torch.cat([trained, F.linear(x.to(trained.dtype), self.initial.to(trained.dtype))], dim=-1)
+
+
+class Up(nn.Module):
+    """B, made of one block for each part; the other output features get zero. With ``keep`` it is [B, -B0].
+
+    So PiSSA's change is B A - B0 A0, two equal products before training, and their difference is exactly zero.
+    """
+
+    def __init__(
+        self, ups: Sequence[Tensor], rows: Sequence[range], out_features: int, *, keep: bool
+    ) -> None:
+        super().__init__()
+        self.rows, self.out_features, self.keep = tuple(rows), out_features, keep
+        self.parts = nn.ModuleList(_linear(up) for up in ups)  # each [.., R] to [.., len(rows)]
+        for index, up in enumerate(ups):
+            self.register_buffer(f"initial_{index}", up.clone() if keep else None)
+
+    @property
+    def weight(self) -> Tensor:
+        """[D, P R] or [D, 2 P R], as PEFT merges it."""
+        blocks = [
+            self._place(self.rows[i], part.get_parameter("weight")) for i, part in enumerate(self.parts)
+        ]
+        if self.keep:
+            blocks += [self._place(rows, -self._initial(i, blocks[0])) for i, rows in enumerate(self.rows)]
+        return torch.cat(blocks, dim=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        n = len(self.parts)
+        pieces = hidden.chunk(2 * n if self.keep else n, dim=-1)
+        outputs: list[Tensor] = [part(piece) for part, piece in zip(self.parts, pieces[:n], strict=True)]
+        if self.keep:
+            outputs = [
+                out - F.linear(pieces[n + i], self._initial(i, out).to(out.dtype))
+                for i, out in enumerate(outputs)
+            ]
+        return self._spread(outputs)
+
+    def _initial(self, index: int, like: Tensor) -> Tensor:
+        return self.get_buffer(f"initial_{index}").to(like.dtype)
+
+    def _place(self, rows: range, block: Tensor) -> Tensor:
+        return F.pad(block, (0, 0, rows.start, self.out_features - rows.stop))
+
+    def _spread(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Put each part's outputs [.., len(rows)] in its place among zeros: [.., D]."""
+        spread, reached = [], 0
+        for rows, output in zip(self.rows, outputs, strict=True):
+            spread += [output.new_zeros(*output.shape[:-1], rows.start - reached), output]
+            reached = rows.stop
+        spread.append(outputs[0].new_zeros(*outputs[0].shape[:-1], self.out_features - reached))
+        return torch.cat(spread, dim=-1)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")  # draws nothing
+    linear.weight = nn.Parameter(weight)
+    return linear
