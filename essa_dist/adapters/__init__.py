@@ -97,22 +97,26 @@ class Combined:
         self.starts_exact = all(part.starts_exact for part, _ in pairs)  # type: ignore[misc]
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
-        trained: dict[int, str] = {}  # id of the tensor -> the adapter that trains it
+        trained: dict[int, tuple[str, str]] = {}  # id of the tensor -> the adapter that trains it, its name
         for part, kind in self.parts:
             if not part.yields:
                 backbone.requires_grad_(False)  # so that a part shows what it would train, were it alone
             part.inject(backbone, seed=seed)
-            found = [(n, p) for n, p in backbone.named_parameters() if p.requires_grad]
-            own = [(n, p) for n, p in found if not (part.yields and id(p) in trained)]
+            names = {id(p): name for name, p in backbone.named_parameters()}
+            found = [p for p in backbone.parameters() if p.requires_grad]
+            own = [p for p in found if not (part.yields and id(p) in trained)]
             if not own:
                 raise UsageError(f"adapter: {kind} adds nothing in {'+'.join(self.kinds)}; leave it out")
-            clashes = [(n, trained[id(p)]) for n, p in own if id(p) in trained]
+            # Trained by both, or moved into a new module, where the first one's tensor would not be what it was.
+            clashes = [trained[id(p)] for p in own if id(p) in trained]
+            clashes += [(of, name) for key, (of, name) in trained.items() if names.get(key) != name]
             if clashes:
-                names = ", ".join(name for name, _ in clashes[:4]) + (", ..." if len(clashes) > 4 else "")
+                tensors = ", ".join(name for _, name in clashes[:4]) + (", ..." if len(clashes) > 4 else "")
                 raise UsageError(
-                    f"adapter: {clashes[0][1]} and {kind} both train {names}; choose adapters or targets that differ"
+                    f"adapter: {clashes[0][0]} and {kind} both train or change {tensors}; "
+                    "choose adapters or targets that differ"
                 )
-            trained |= {id(p): kind for _, p in own}
+            trained |= {id(p): (kind, names[id(p)]) for p in own}
             for parameter in backbone.parameters():
                 parameter.requires_grad_(id(parameter) in trained)
 
@@ -143,6 +147,7 @@ def inject_adapter(backbone: Backbone, config: AdapterConfig, *, seed: int) -> A
     adapter = build_adapter(config)
     backbone.requires_grad_(False)
     adapter.inject(backbone, seed=seed)
+    backbone.train(backbone.training)  # new modules come in training mode, with dropout
     return adapter
 
 

@@ -2,6 +2,8 @@
 
 from typing import ClassVar, Literal
 
+from torch import nn
+
 from essa_dist.adapters.apla import APLALinear
 from essa_dist.backbones.vit import Backbone
 from essa_dist.errors import UsageError
@@ -25,8 +27,7 @@ class BitFit:
         biases = [
             parameter
             for name, module in backbone.named_modules()
-            # Of a layer that APLA composes, the rows' entries are APLA's, and the others stay as they are.
-            if not isinstance(backbone.get_submodule(name.rpartition(".")[0]), APLALinear)
+            if not _composed(backbone.get_submodule(name.rpartition(".")[0]))
             for attribute, parameter in module.named_parameters(recurse=False)
             if attribute == "bias" or attribute in ("q_bias", "v_bias")  # the two of EVA's fused attention
         ]
@@ -37,3 +38,11 @@ class BitFit:
 
     def merge(self, backbone: Backbone) -> None:
         pass
+
+
+def _composed(parent: nn.Module) -> bool:
+    """APLA's and DoRA's layers read their base layer's tensors without calling it: its bias stays as it is.
+
+    APLA trains the entries of its own rows itself.
+    """
+    return isinstance(parent, APLALinear) or bool(getattr(parent, "lora_magnitude_vector", None))

@@ -3,8 +3,9 @@
 Sources: LoRA arXiv:2106.09685, rsLoRA arXiv:2312.03732, DoRA arXiv:2402.09353, PiSSA arXiv:2404.02948. The defaults
 are those of MED-PEFT (arXiv:2401.12215: q and v, alpha 32, dropout 0.1); ESSA's own LoRA settings were not published.
 Layers are ``peft.tuners.lora.Linear`` with PEFT's own forward and merge. Two things PEFT does not know are put into
-their factors: some rows of a fused layer (``Up``), and a PiSSA that leaves the frozen weight alone (``Down``, ``Up``).
-Shapes: C in_features, D out_features, R rank, P parts of a layer.
+their ``factors``: some rows of a fused layer, and a PiSSA that leaves the frozen weight alone.
+In bf16 and fp16 DoRA's lengths are compared in that precision: a few rows may start one rounding step off.
+Shapes: C in_features, R rank.
 """
 
 import math
@@ -13,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from essa_dist.adapters.factors import CastLinear, Down, Up, plain_linear
 from essa_dist.adapters.targets import Target, find_targets, layer_seed
 from essa_dist.backbones.vit import Backbone
 from essa_dist.errors import UsageError
@@ -96,15 +97,13 @@ class LoRA:
             layer.lora_alpha[NAME] = layer.scaling[NAME] * (math.sqrt(rank) if self.config.rslora else rank)
         elif self.config.dora:
             layer.lora_A[NAME] = CastLinear(layer.lora_A[NAME].weight.detach())
-        layer.cast_input_dtype_enabled = (
-            False  # the masters are fp32, but they compute in the input's precision
-        )
+        layer.cast_input_dtype_enabled = False  # masters are fp32, and compute in the input's precision
         return layer
 
     def _factors(self, linear: nn.Linear, rows: range) -> tuple[Tensor, Tensor]:
         """A [R, C] and B [len(rows), R] as PEFT initialises them for these rows alone."""
         weight = linear.weight.detach()[rows.start : rows.stop].clone()  # for PiSSA changes it
-        layer = self._stock(_linear(weight), init="pissa" if self.config.init == "pissa" else True)
+        layer = self._stock(plain_linear(weight), init="pissa" if self.config.init == "pissa" else True)
         return layer.lora_A[NAME].weight.detach(), layer.lora_B[NAME].weight.detach()
 
     def _stock(self, linear: nn.Linear, *, init: Literal["pissa", True]) -> Any:
@@ -140,96 +139,3 @@ def merge_lora(backbone: Backbone) -> None:
             layer.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(backbone.get_submodule(parent), attribute, base)
-
-
-class CastLinear(nn.Linear):
-    """Takes inputs of any precision: DoRA asks for B A in that of the masters, inside a branch that computes in another."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")  # draws nothing
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
-class Down(nn.Module):
-    """A. With ``keep`` also the initial A0, in the second half of the outputs: [.., C] to [.., R] or [.., 2R]."""
-
-    initial: Tensor | None  # [R, C]. A buffer: a singular value decomposition differs between machines.
-
-    def __init__(self, weight_RC: Tensor, *, keep: bool) -> None:
-        super().__init__()
-        self.trained = CastLinear(weight_RC)
-        self.register_buffer("initial", weight_RC.clone() if keep else None)
-
-    @property
-    def weight(self) -> Tensor:
-        """[R, C] or [2R, C], as PEFT merges it."""
-        if self.initial is None:
-            return self.trained.weight
-        return torch.cat([self.trained.weight, self.initial.to(self.trained.weight.dtype)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        trained: Tensor = self.trained(x)
-        if self.initial is None:
-            return trained
-        return torch.cat([trained, F.linear(x.to(trained.dtype), self.initial.to(trained.dtype))], dim=-1)
-
-
-class Up(nn.Module):
-    """B, made of one block for each part; the other output features get zero. With ``keep`` it is [B, -B0].
-
-    So PiSSA's change is B A - B0 A0, two equal products before training, and their difference is exactly zero.
-    """
-
-    def __init__(
-        self, ups: Sequence[Tensor], rows: Sequence[range], out_features: int, *, keep: bool
-    ) -> None:
-        super().__init__()
-        self.rows, self.out_features, self.keep = tuple(rows), out_features, keep
-        self.parts = nn.ModuleList(_linear(up) for up in ups)  # each [.., R] to [.., len(rows)]
-        for index, up in enumerate(ups):
-            self.register_buffer(f"initial_{index}", up.clone() if keep else None)
-
-    @property
-    def weight(self) -> Tensor:
-        """[D, P R] or [D, 2 P R], as PEFT merges it."""
-        blocks = [
-            self._place(self.rows[i], part.get_parameter("weight")) for i, part in enumerate(self.parts)
-        ]
-        if self.keep:
-            blocks += [self._place(rows, -self._initial(i, blocks[0])) for i, rows in enumerate(self.rows)]
-        return torch.cat(blocks, dim=1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        n = len(self.parts)
-        pieces = hidden.chunk(2 * n if self.keep else n, dim=-1)
-        outputs: list[Tensor] = [part(piece) for part, piece in zip(self.parts, pieces[:n], strict=True)]
-        if self.keep:
-            outputs = [
-                out - F.linear(pieces[n + i], self._initial(i, out).to(out.dtype))
-                for i, out in enumerate(outputs)
-            ]
-        return self._spread(outputs)
-
-    def _initial(self, index: int, like: Tensor) -> Tensor:
-        return self.get_buffer(f"initial_{index}").to(like.dtype)
-
-    def _place(self, rows: range, block: Tensor) -> Tensor:
-        return F.pad(block, (0, 0, rows.start, self.out_features - rows.stop))
-
-    def _spread(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Put each part's outputs [.., len(rows)] in its place among zeros: [.., D]."""
-        spread, reached = [], 0
-        for rows, output in zip(self.rows, outputs, strict=True):
-            spread += [output.new_zeros(*output.shape[:-1], rows.start - reached), output]
-            reached = rows.stop
-        spread.append(outputs[0].new_zeros(*outputs[0].shape[:-1], self.out_features - reached))
-        return torch.cat(spread, dim=-1)
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")  # draws nothing
-    linear.weight = nn.Parameter(weight)
-    return linear

@@ -47,6 +47,11 @@ CASES: list[dict[str, Any]] = [
     {"kind": "ln_tuning"},
     {"kind": "last_blocks"},
     {"kind": "vpt+adaptformer+apla", "tokens": 2, "dim": 3, "rank": 3},
+    {"kind": "lora", "rank": 3},
+    {"kind": "lora", "rank": 3, "targets": ["k"], "rslora": True, "init": "pissa"},
+    {"kind": "lora", "rank": 3, "targets": ["qkv", "fc1"], "dora": True},
+    {"kind": "explora", "rank": 2},
+    {"kind": "lora+bitfit", "targets": ["proj", "fc2"], "dora": True},
 ]
 B, SIDE, PATCH, WIDTH, DEPTH = 3, 16, 4, 24, 2
 SIZE = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
@@ -450,7 +455,8 @@ def test_the_real_vit_keeps_the_contract(case: dict[str, Any]) -> None:
     [
         ("full+bitfit", "bitfit adds nothing"),
         ("frozen+apla", "frozen adds nothing"),
-        ("apla+full", "apla and full both train vit.blocks.0.attn.proj.weight"),
+        ("apla+full", "apla and full both train or change vit.blocks.0.attn.proj.weight"),
+        ("full+lora", "full and lora both train or change vit.blocks.0.attn.qkv.weight"),
     ],
 )
 def test_a_clash_names_the_tensors(kind: str, named: str) -> None:
