@@ -31,16 +31,36 @@ STEP = [
     "2",
 ]
 
+FEW = ["full", "apla", "lora", "bitfit", "vpt"]  # those of ESSA's own comparison
+MORE = ["full", "ln_tuning", "ssf", "adaptformer", "last_blocks", "explora", "frozen"]
+TABLE = [
+    "--rounds",
+    "1",
+    "--steps",
+    "10",
+    "--largest",
+]  # trained parameters, sizes, speed, memory, largest batch
+
+
+def adapters(model: str, batch: int, kinds: list[str]) -> list[str]:
+    """One table: every adapter of ``kinds`` at the same batch, and the largest batch that each can take."""
+    return [*STEP, *TABLE, "--model", model, "--batch", str(batch), "--adapters", *kinds]
+
+
 ROWS: dict[str, list[str]] = {
     "demo": [*ESSA, "demo", "out=runs/gpu_demo", "overwrite=true", "--json"],
     "step_vitl14_b32": [*STEP, "--model", "dinov2_vitl14", "--batch", "32"],
+    "adapters_vitl14": adapters("dinov2_vitl14", 32, FEW),
+    "adapters_vitg14": adapters("dinov2_vitg14", 8, FEW),
+    "adapters_vitb14": adapters("dinov2_vitb14", 32, FEW),
+    "adapters_vits14": adapters("dinov2_vits14", 32, FEW),
     "step_vitl14_b64": [*STEP, "--model", "dinov2_vitl14", "--batch", "64"],
-    "step_vitb14_b64": [*STEP, "--model", "dinov2_vitb14", "--batch", "64"],
-    "step_vits14_b64": [*STEP, "--model", "dinov2_vits14", "--batch", "64"],
     "step_vitl14_b32_checkpointed": [
         *STEP, "--model", "dinov2_vitl14", "--batch", "32", "--set", "backbone.checkpoint_activations=true",
     ],
     "step_vitg14_b16": [*STEP, "--model", "dinov2_vitg14", "--batch", "16"],
+    "adapters_vitl14_more": adapters("dinov2_vitl14", 32, MORE),
+    "adapters_vits14_more": adapters("dinov2_vits14", 32, MORE),
     "demo_full": [*ESSA, "demo", "out=runs/gpu_demo_full", "overwrite=true", "adapter=full", "optim.lr=5e-4", "--json"],
 }  # fmt: skip
 

@@ -17,7 +17,15 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from essa_dist.backbones.vit import Backbone
-from essa_dist.backbones.weights import EMBEDDED, OFFLINE_HELP, file_sha256, load_into, say_once
+from essa_dist.backbones.weights import (
+    EMBEDDED,
+    OFFLINE_HELP,
+    file_sha256,
+    fill,
+    load_into,
+    say_once,
+    weights_sha256,
+)
 from essa_dist.errors import UsageError, WeightsError
 from essa_dist.settings import Config
 
@@ -37,12 +45,16 @@ class BackboneConfig(Config):
     name: str = "dinov2_vitl14"
     """A timm vision transformer, or dinov2_vit{t,s,b,l,g}14."""
     weights: str = "auto"
-    """auto: the hub through timm, else an embedded file that fits, else an error; random: untrained; or a file."""
+    """auto: the hub through timm, else an embedded file that fits, else an error; random: untrained; or a file or folder."""
+    allow_missing: tuple[str, ...] = ()
+    """Tensors, or patterns like blocks.11.*, that the weights may lack; they start from random values."""
+    in_chans: int = Field(3, ge=1)
+    """Channels of the images; the weights' three are summed to one, or spread over another number."""
     pos_embed: Literal["auto", "timm", "dinov2"] = "auto"
     """How position embeddings are resized to the crops: DINOv2's rule (auto: for its shapes) or timm's."""
-    mean: tuple[float, float, float] | None = None
-    """Mean of the pixels (0..1) that images are normalised with (null: the weights' own) ..."""
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    """Mean of the pixels (0..1) of each channel that images are normalised with (null: the weights' own) ..."""
+    std: tuple[float, ...] | None = None
     """... and their standard deviation."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth, growing linearly with depth to this rate; 0 in ESSA."""
@@ -52,6 +64,7 @@ class BackboneConfig(Config):
 
 def build_architecture(config: BackboneConfig) -> Backbone:
     """The module with untrained weights. Raises UsageError for a name that is not a timm ViT."""
+    _check_statistics(config)
     timm_name, kwargs = ALIASES.get(config.name, (config.name, {}))
     if not timm.is_model(timm_name):
         near = difflib.get_close_matches(timm_name, [*timm.list_models("*vit*"), *ALIASES], n=3) or list(
@@ -63,6 +76,7 @@ def build_architecture(config: BackboneConfig) -> Backbone:
             timm_name,
             pretrained=False,
             num_classes=0,
+            in_chans=config.in_chans,
             global_pool="",
             dynamic_img_size=True,
             drop_path_rate=config.drop_path,
@@ -79,21 +93,33 @@ def build_architecture(config: BackboneConfig) -> Backbone:
     if rule == "auto":
         rule = "dinov2" if "dinov2" in config.name else "timm"
     if rule == "dinov2" and isinstance(vit, Eva):
-        raise UsageError(f"backbone.pos_embed=dinov2 is for plain ViTs; {config.name} has its own rule: use auto")
+        raise UsageError(
+            f"backbone.pos_embed=dinov2 is for plain ViTs; {config.name} has its own rule: use auto"
+        )
     return Backbone(vit, name=timm_name, pos_embed=rule, mean=config.mean, std=config.std)
+
+
+def _check_statistics(config: BackboneConfig) -> None:
+    for key, values in (("mean", config.mean), ("std", config.std)):
+        if values is not None and len(values) != config.in_chans:
+            raise UsageError(
+                f"backbone.{key} has {len(values)} values, and backbone.in_chans is {config.in_chans}: give one for each"
+            )
 
 
 def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     """Architecture with the weights that ``config.weights`` asks for; what was done is logged and recorded.
 
     ``seed`` decides random weights and nothing else; the global random state is left as it was.
-    The backbone gets two attributes for the record: ``weights_source`` and ``weights_sha256`` (None: no file).
+    The backbone gets attributes for the record: ``weights_source``, ``weights_sha256`` (None: no file),
+    ``load_report`` and ``channel_rule``.
     Raises WeightsError when the weights can't be had; it is never random unless asked.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = build_architecture(config)
     backbone.weights_source, backbone.weights_sha256 = _load(backbone, config)
+    backbone.mean, backbone.std = config.mean or backbone.mean, config.std or backbone.std
     return backbone
 
 
@@ -105,16 +131,15 @@ def _load(backbone: Backbone, config: BackboneConfig) -> tuple[str, str | None]:
         return "random", None
     if config.weights != "auto":
         path = Path(config.weights).expanduser()
-        path = path / "model.safetensors" if path.is_dir() else path
-        load_into(backbone.vit, backbone.mask_token, path, name=backbone.name)
-        return path.name, file_sha256(path)
+        backbone.load_report = load_into(backbone, path, allow_missing=config.allow_missing)
+        return path.name, weights_sha256(path)
     reason = _load_from_hub(backbone)
     if reason is None:
         return f"timm hub: {backbone.vit.pretrained_cfg.get('hf_hub_id') or backbone.name}", None
     embedded = EMBEDDED.get(backbone.name.split(".")[0])
     if embedded is not None and embedded.is_file() and config.name not in ALIASES:
         say_once(logging.WARNING, f"{reason}: using the embedded weights assets/weights/{embedded.name}")
-        load_into(backbone.vit, backbone.mask_token, embedded, name=backbone.name)
+        backbone.load_report = load_into(backbone, embedded)
         return f"embedded: {embedded.name}", file_sha256(embedded)
     raise WeightsError(
         f"pretrained weights of {config.name} can't be fetched ({reason}); "
@@ -134,11 +159,9 @@ def _load_from_hub(backbone: Backbone) -> str | None:
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = not _hub_resolves()  # the local cache still answers
     try:
-        source = timm.create_model(
-            backbone.name, pretrained=True, num_classes=0, global_pool="", dynamic_img_size=True
-        )
-        with torch.no_grad():
-            backbone.vit.load_state_dict(source.state_dict())
+        # Pooled as timm does, so that it has the norm that its weights have: fill() finds that one's place in ours.
+        source = timm.create_model(backbone.name, pretrained=True, num_classes=0)
+        backbone.load_report = fill(backbone, source.state_dict(), source="the timm hub")
     except LocalEntryNotFoundError:
         return "the hub can't be reached, and its local cache has no copy"
     except Exception as error:  # every transport has its own errors; all mean the same to the user

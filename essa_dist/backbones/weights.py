@@ -1,17 +1,24 @@
 """Reading pretrained weights: from the hub through timm, from a file, or the file embedded in ``assets/``."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from essa_dist.backbones.channels import adapt_patch_embed, adapt_statistics
+from essa_dist.backbones.formats import FORMATS, find_format
+from essa_dist.backbones.formats.files import read_state, weights_file
+from essa_dist.backbones.formats.fitting import fit
+from essa_dist.backbones.formats.huggingface_config import fit_config, pixel_statistics, read_config
+from essa_dist.backbones.formats.names import Notes
+from essa_dist.backbones.formats.prefixes import take_trunk
+from essa_dist.backbones.formats.report import LoadReport
+from essa_dist.backbones.vit import Backbone, shipped_statistics
 from essa_dist.errors import WeightsError
 
 log = logging.getLogger(__name__)
@@ -26,6 +33,20 @@ OFFLINE_HELP = (
     "for untrained weights say backbone.weights=random"
 )
 
+PATCHES = "patch_embed.proj"
+
+__all__ = [
+    "LoadReport",
+    "file_sha256",
+    "fill",
+    "load_into",
+    "misfits",
+    "other_trunk",
+    "parameters_sha256",
+    "read_state",
+    "say_once",
+    "weights_sha256",
+]
 
 said: set[str] = set()
 
@@ -37,61 +58,93 @@ def say_once(level: int, text: str) -> None:
         log.log(level, text)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a torch file read with ``weights_only=True`` (never plain pickle).
+def load_into(backbone: Backbone, path: Path, *, allow_missing: Sequence[str] = ()) -> LoadReport:
+    """Fill trunk and mask token from a file or folder in any layout of ``formats``; log and return what was done.
 
-    Raises WeightsError naming the file when it is missing, damaged or holds anything but tensors.
+    Modules behind the trunk are dropped, position and patch embeddings resized by timm's rule, the patch embedding
+    fitted to the trunk's channels, the epsilon of norms and the pixel statistics taken from configs of transformers
+    beside the file. A trunk tensor that is missing and not in ``allow_missing`` (names or patterns), one that is
+    unexpected, and one of another shape is a WeightsError.
     """
-    if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+    return fill(backbone, read_state(path), source=path, allow_missing=allow_missing)
+
+
+def fill(
+    backbone: Backbone, held: dict[str, Tensor], *, source: Path | str, allow_missing: Sequence[str] = ()
+) -> LoadReport:
+    """``load_into`` for tensors that are read already; ``source`` says from where."""
+    notes, statistics = Notes(), shipped_statistics(backbone.vit)
     try:
-        state: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"weights file {path} can't be read: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
-        first = str(error).strip().splitlines()[0]
-        raise WeightsError(
-            f"weights file {path} is not a plain tensor file and was not loaded: {first}"
-        ) from error
-    for wrapper in ("model", "state_dict", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"weights file {path} does not hold a flat dictionary of tensors")
-    return {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
-
-
-def load_into(vit: VisionTransformer, mask_token: Tensor, path: Path, *, name: str) -> None:
-    """Load timm's or DINOv2's own names into ``vit`` (and the mask token, which timm does not know), strictly.
-
-    A classifier head is dropped; position embeddings of another grid are resized by timm's rule; anything else
-    that is missing, unexpected or of another shape is a WeightsError that lists it.
-    """
-    state = read_state(path)
-    mask = state.pop("mask_token", None)
-    if mask is not None and mask.numel() == mask_token.numel():
-        mask_token.data.copy_(mask.reshape(mask_token.shape))
-    state = {
-        k: v.float()
-        for k, v in state.items()
-        if not k.startswith(("head.", "fc_norm.", "dino_head.", "ibot_head."))
-    }
-    if "patch_embed.proj.weight" not in state:
-        raise WeightsError(
-            f"weights file {path} is not a vision transformer: it has no patch_embed.proj.weight"
-        )
-    if mask is not None:
-        state["mask_token"] = mask  # timm recognises DINOv2's files by it
-    state = checkpoint_filter_fn(state, vit)
-    wrong = misfits(vit.state_dict(), state, here=name)
+        trunk = take_trunk(held, notes)
+        layout = find_format(trunk)
+        remarks: tuple[str, ...] = ()
+        if layout == "transformers" and isinstance(source, Path):
+            remarks = fit_config(read_config(source), backbone.vit)
+            statistics = pixel_statistics(source) or statistics
+        state = {name: t.float() for name, t in FORMATS[layout].to_timm(trunk, backbone.vit, notes).items()}
+        mask = state.pop("mask_token", None)
+        state = _fit_channels(fit(state, backbone.vit, notes), backbone, statistics, notes)
+    except WeightsError as error:
+        raise WeightsError(f"weights file {source}: {error}") from error
+    own = backbone.vit.state_dict()
+    missing = [name for name in own if name not in state]
+    allowed = [name for name in missing if any(fnmatch(name, pattern) for pattern in allow_missing)]
+    wrong = misfits({name: t for name, t in own.items() if name not in allowed}, state, here=backbone.name)
     if wrong:
-        raise WeightsError(f"weights file {path} does not fit {name}: {wrong}")
-    vit.load_state_dict(state)
-    say_once(logging.INFO, f"weights of {name} read from {path} ({len(state)} tensors)")
+        hint = (
+            "" if missing == allowed else "; backbone.allow_missing=[...] lets named tensors start at random"
+        )
+        raise WeightsError(f"weights file {source} does not fit {backbone.name}: {wrong}{hint}")
+    backbone.vit.load_state_dict(state, strict=False)
+    _fill_mask_token(backbone, mask, notes)
+    report = LoadReport(
+        format=layout,
+        loaded=len(state),
+        renamed=tuple(notes.renamed),
+        resized=tuple(notes.resized),
+        dropped=tuple(notes.dropped),
+        missing=tuple(allowed),
+        remarks=remarks,
+    )
+    _say(report, f"weights of {backbone.name} read from {source}")
+    return report
+
+
+def _fit_channels(
+    state: dict[str, Tensor],
+    backbone: Backbone,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    notes: Notes,
+) -> dict[str, Tensor]:
+    """The patch embedding for the trunk's channels; the backbone's pixel statistics and rule go with it."""
+    backbone.mean, backbone.std = adapt_statistics(*statistics, backbone.in_chans)
+    weight, bias = state[f"{PATCHES}.weight"], state.get(f"{PATCHES}.bias")
+    if weight.shape[1] == backbone.in_chans:
+        return state
+    fitted, bias, mean, std, rule = adapt_patch_embed(weight, bias, *statistics, backbone.in_chans)
+    backbone.mean, backbone.std, backbone.channel_rule = mean, std, rule
+    notes.resized.append((f"{PATCHES}.weight", tuple(weight.shape), tuple(fitted.shape), str(rule)))
+    return state | {f"{PATCHES}.weight": fitted} | ({} if bias is None else {f"{PATCHES}.bias": bias})
+
+
+def _fill_mask_token(backbone: Backbone, mask: Tensor | None, notes: Notes) -> None:
+    if mask is None:
+        return
+    if mask.numel() == backbone.mask_token.numel():
+        backbone.mask_token.data.copy_(mask.reshape(backbone.mask_token.shape))
+    else:
+        notes.dropped.append(("mask_token", f"{mask.numel()} wide, so not of this trunk"))
+
+
+def _say(report: LoadReport, where: str) -> None:
+    say_once(logging.INFO, f"{where}: {report}")
+    for line in report.details():
+        log.debug("%s", line)
+    if report.missing:
+        say_once(
+            logging.WARNING,
+            f"{where}: {len(report.missing)} tensors start from RANDOM values: {', '.join(report.missing[:4])}",
+        )
 
 
 def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor], *, here: str) -> str:
@@ -117,6 +170,15 @@ def other_trunk(saved: Mapping[str, Any], found_sha256: str) -> str:
         f"trained on other pretrained weights ({saved['weights_source']}, trunk hash {saved['trunk_sha256'][:12]}, "
         f"now {found_sha256[:12]}): give backbone.weights the original file"
     )
+
+
+def weights_sha256(path: Path) -> str:
+    """Hash of the weights at ``path``: of the file, of a folder's one file, or of the hashes of a folder's parts."""
+    file = weights_file(path) if path.is_dir() else path
+    if file is None or not file.name.endswith(".index.json"):
+        return file_sha256(file or path)
+    parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    return hashlib.sha256("".join(file_sha256(path / part) for part in parts).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

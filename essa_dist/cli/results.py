@@ -30,6 +30,10 @@ def _jsonable(value: Any) -> Any:
 
 def to_text(verb: str, result: Mapping[str, Any]) -> str:
     """What the command prints: a sentence for an evaluation, the demo's table, for the rest keys and values in aligned columns."""
+    if verb == "evaluate" and "rows" in result:
+        from essa_dist.cli.side_by_side import side_by_side
+
+        return side_by_side(result)
     if verb == "evaluate":
         return f"{_evaluation(result)}\n"
     if verb == "demo":

@@ -10,6 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from essa_dist.errors import UsageError
+
+GREY = (0.299, 0.587, 0.114)
+"""Red, green and blue in grey by ITU-R BT.601; their sum is 1, so grey images stay what they are."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -19,7 +24,7 @@ class Batch:
     """
 
     global_crops: Tensor
-    """[2, B, 3, H, W] uint8 0..255, or normalised float after :meth:`to`."""
+    """[2, B, 3, H, W] uint8 0..255, or normalised float after :meth:`to`; then [2, B, 1, H, W] for grey trunks."""
     local_crops: Tensor
     """[L, B, 3, h, w], as ``global_crops``."""
     masks: Tensor
@@ -39,14 +44,15 @@ class Batch:
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
     ) -> "Batch":
-        """Move to ``device`` and turn uint8 pixels into ``(x / 255 - mean) / std`` of type ``dtype``.
+        """Move to ``device`` and turn uint8 pixels into ``(x / 255 - mean) / std`` of type ``dtype``, grey for
+        statistics of one channel.
 
         Crops that are float already are only moved and cast. From pinned memory the copy does not wait.
         """
         return replace(
             self,
-            global_crops=_normalise(self.global_crops.to(device, non_blocking=True), mean, std, dtype),
-            local_crops=_normalise(self.local_crops.to(device, non_blocking=True), mean, std, dtype),
+            global_crops=normalise(self.global_crops.to(device, non_blocking=True), mean, std, dtype),
+            local_crops=normalise(self.local_crops.to(device, non_blocking=True), mean, std, dtype),
             masks=self.masks.to(device, non_blocking=True),
         )
 
@@ -60,10 +66,26 @@ class Batch:
         )
 
 
-def _normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    if crops.dtype != torch.uint8:
-        return crops.to(dtype)
+def normalise(
+    pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """uint8 [..., 3, H, W] to ``(x / 255 - mean) / std`` of type ``dtype``; [..., 1, H, W] for statistics of one channel.
+
+    Float pixels are normalised already and only cast. Raises UsageError for statistics of neither 1 nor 3 channels.
+    """
+    if len(mean) not in (1, 3):
+        raise UsageError(
+            f"backbone.in_chans={len(mean)}: packed images have 3 channels, so use 3, or 1 for grey"
+        )
+    if pixels.dtype != torch.uint8:
+        return pixels.to(dtype)
+    values = pixels.to(torch.float32)
+    if len(mean) == 1:
+        red, green, blue = values.unbind(-3)
+        values = (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).unsqueeze(-3)
     # One multiply and one add in fp32, then the cast: bf16 arithmetic would quantise the pixels twice.
-    scale = torch.tensor([1 / (255 * s) for s in std], device=crops.device).view(3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=crops.device).view(3, 1, 1)
-    return crops.to(torch.float32).mul_(scale).add_(shift).to(dtype)
+    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(-1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(
+        -1, 1, 1
+    )
+    return values.mul_(scale).add_(shift).to(dtype)

@@ -1,14 +1,24 @@
-"""The verb ``evaluate``: a model by its name or path, probed on packed images."""
+"""The verb ``evaluate``: a model by its name or path, alone or with several adapters, probed on packed images."""
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from essa_dist.data.shards import open_packed
+from pydantic import BeforeValidator
+
+from essa_dist.backbones import Backbone
+from essa_dist.backbones.weights import parameters_sha256
+from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.probe import ProbeConfig, Protocol, evaluate_model
+from essa_dist.export.attach import attach
 from essa_dist.export.models import load_model
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class EvaluateConfig(ProbeConfig):
@@ -18,6 +28,8 @@ class EvaluateConfig(ProbeConfig):
     """knn: weighted k nearest neighbours; linear: logistic regression."""
     model: str
     """timm name, weights file, run folder (its teacher) or export folder; prefix student: for that branch."""
+    adapter: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    """Adapters to put on the model one after the other, as a,b,c: run folders or PEFT folders; the model comes first."""
     bank: str
     """Packed, labelled images to learn from: DIR or DIR:split (without a split: train)."""
     test: str
@@ -29,20 +41,40 @@ class EvaluateConfig(ProbeConfig):
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Result of one protocol; ``evaluate_model`` lists its keys. Written to ``config.out`` where given.
 
-    Raises ``UsageError`` for settings that don't fit the model or the images, ``DataError`` for an image that
-    can't be read, ``DivergedError`` for features that are not finite, ``WeightsError`` for a model that can't
-    be loaded.
+    With adapters the result has ``rows``: the bare model's result and one for each adapter, with its ``adapter`` and
+    ``trained_parameters``; the trunk is in memory once. Raises ``UsageError`` for settings that don't fit the model or
+    the images, ``DataError`` for an image that can't be read, ``DivergedError`` for features that are not finite,
+    ``WeightsError`` for a model that can't be loaded or an adapter of another trunk.
     """
     if config.out is not None and Path(config.out).is_dir():
         raise UsageError(f"out={config.out} is a folder: name a JSON file, for example {config.out}/knn.json")
     bank = open_packed(config.bank, prefer=("train",))
     test = open_packed(config.test, prefer=("test", "val"))
-    backbone = load_model(config.model)
-    results = evaluate_model(backbone, bank, test, (config.protocol,), config, model=config.model)
-    result = results[config.protocol] | {"bank": config.bank, "test": config.test}
+    base = load_model(config.model)
+    about = {"bank": config.bank, "test": config.test}
+    if not config.adapter:
+        result = _probe(base, bank, test, config) | about
+    else:
+        models = list(_adapted(base, config.adapter))  # a wrong one is told before minutes of evaluation
+        rows = [_probe(base, bank, test, config) | {"adapter": None, "trained_parameters": 0}]
+        rows += [_probe(model, bank, test, config) | row for model, row in models]
+        result = {"protocol": config.protocol, "model": config.model, "rows": rows} | about
     if config.out is not None:
         _write_json(result, Path(config.out))
     return result
+
+
+def _probe(model: Backbone, bank: PackedImages, test: PackedImages, config: EvaluateConfig) -> dict[str, Any]:
+    return evaluate_model(model, bank, test, (config.protocol,), config, model=config.model)[config.protocol]
+
+
+def _adapted(base: Backbone, refs: tuple[str, ...]) -> Iterator[tuple[Backbone, dict[str, Any]]]:
+    """A model over the parameters of ``base`` for each adapter, and how it is named in the result."""
+    trunk_sha256, shared = parameters_sha256(base), {id(p) for p in base.parameters()}
+    for ref in refs:
+        model, _ = attach(base, ref, trunk_sha256=trunk_sha256)
+        own = sum(p.numel() for p in model.parameters() if id(p) not in shared)
+        yield model, {"adapter": ref, "trained_parameters": own}
 
 
 def _write_json(result: dict[str, Any], path: Path) -> None:

@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from essa_dist.backbones import Backbone, Features
+from essa_dist.data.batch import normalise
 from essa_dist.data.shards import PackedImages
 from essa_dist.errors import DataError, DivergedError, UsageError
 
@@ -56,7 +57,7 @@ def extract_features(
     pooled: list[Tensor] = []
     with torch.inference_mode(), autocast:
         for batch_B3SS in _batches(images, image_size, crop, batch_size, workers):
-            tokens = backbone(_normalise(batch_B3SS.to(device), backbone))
+            tokens = backbone(normalise(batch_B3SS.to(device), backbone.mean, backbone.std))
             pooled.append(_pool(tokens, pooling).float().cpu())
             if progress is not None:
                 progress(sum(map(len, pooled)), len(images))
@@ -119,12 +120,6 @@ def _decode(images: PackedImages, index: int) -> Tensor:
             f"image {images.keys[index]!r} of split {images.split!r} can't be read ({reason}): evaluation skips"
             " none, so mend or remove it and pack again"
         ) from error
-
-
-def _normalise(images_B3SS: Tensor, backbone: Backbone) -> Tensor:
-    scaled = images_B3SS.float() / 255
-    normalised: Tensor = transforms.normalize(scaled, list(backbone.mean), list(backbone.std))
-    return normalised
 
 
 def _pool(tokens: Features, pooling: Pooling) -> Tensor:

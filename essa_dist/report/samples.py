@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from essa_dist.backbones import Backbone
 from essa_dist.data import PackedImages
+from essa_dist.data.batch import normalise
 
 SIDE = 448
 """Pixels: twice the usual 224, so that the maps have four times as many patches."""
@@ -65,8 +66,6 @@ def square(image: Tensor, side: int = SIDE) -> Tensor:
 
 
 def as_input(images: Sequence[Tensor], backbone: Backbone) -> Tensor:
-    """What ``backbone`` takes, [B, 3, S, S]: S is the multiple of its patch size nearest to SIDE."""
+    """What ``backbone`` takes, [B, 3 (or 1), S, S]: S is the multiple of its patch size nearest to SIDE."""
     side = max(1, round(SIDE / backbone.patch_size)) * backbone.patch_size
-    batch = torch.stack([square(image, side) for image in images]).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-    return (batch - mean) / std
+    return normalise(torch.stack([square(image, side) for image in images]), backbone.mean, backbone.std)

@@ -3,9 +3,11 @@
 import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -115,3 +117,22 @@ def test_a_truncated_safetensors_file_is_one_line(tmp_path: Path) -> None:
 def test_an_unknown_name_shows_near_ones() -> None:
     with pytest.raises(UsageError, match=r"not a timm model; near it: .*vit_base_patch14"):
         build_architecture(BackboneConfig(name="vit_base_patch14_dino"))
+
+
+def test_hub_weights_that_average_tokens_give_their_norm_to_the_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = timm.create_model
+
+    def create(name: str, pretrained: bool = False, **settings: Any) -> Any:
+        vit = real(name, pretrained=False, **settings)
+        if pretrained:
+            torch.nn.init.constant_(vit.fc_norm.weight, 3.0)
+        return vit
+
+    monkeypatch.setattr(timm, "create_model", create)
+    backbone = build_backbone(BackboneConfig(name="eva02_tiny_patch14_224"))
+    assert backbone.weights_source.startswith("timm hub")
+    assert bool((backbone.vit.norm.weight == 3).all())
+    assert backbone.load_report is not None
+    assert ("fc_norm.weight", "norm.weight") in backbone.load_report.renamed

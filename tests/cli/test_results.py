@@ -78,3 +78,26 @@ def test_other_results_are_aligned_rows() -> None:
         "  d        2",
         "confusion  (100 entries)",
     ]
+
+
+def test_adapters_are_a_table_with_the_points_gained() -> None:
+    row = {
+        "protocol": "knn",
+        "image_size": 224,
+        "accuracy": 0.75,
+        "balanced_accuracy": 0.5,
+        "interval": [0.4, 0.6],
+        "n_test": 8,
+        "n_bank": 4,
+        "classes": ["a", "b"],
+        "k": 3,
+        "adapter": None,
+        "trained_parameters": 0,
+    }
+    other = row | {"adapter": "runs/" + "a" * 80, "balanced_accuracy": 0.625, "trained_parameters": 12345}
+    lines = to_text("evaluate", {"protocol": "knn", "model": "vit", "rows": [row, other]}).splitlines()
+    assert lines[0].startswith("knn (k=3) of vit at 224 px")
+    base, adapted = (next(line for line in lines if name in line) for name in ("none", "runs/"))
+    assert "50.0 [40.0, 60.0]" in base
+    assert "a" * 80 in adapted, "a name that is cut can't be told from another"
+    assert {"12,345", "62.5", "+12.5"} <= set(adapted.split())

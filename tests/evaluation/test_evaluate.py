@@ -154,3 +154,28 @@ def test_real_cells_are_told_apart_as_well_as_by_plain_timm_and_scikit_learn(
         8 * TEST
     )  # one image; resizing rounds differently
     assert found["interval"][0] < found["balanced_accuracy"] < found["interval"][1]
+
+
+def test_adapters_stand_side_by_side_the_bare_model_first(
+    settings: dict[str, Any], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb = import_module("essa_dist.evaluation.evaluate")
+    states = []
+
+    def attach(base: Backbone, ref: str, *, trunk_sha256: str) -> tuple[Backbone, None]:
+        model = base.over_the_same_parameters()
+        norm = model.vit.norm
+        norm.bias = torch.nn.Parameter(norm.bias + {"one": 1.0, "two": 5.0}[ref])
+        states.append(model)
+        return model, None
+
+    monkeypatch.setattr(verb, "attach", attach)
+    before = backbone.vit.norm.bias.clone()
+    bare = evaluate(EvaluateConfig(**settings))
+    found = evaluate(EvaluateConfig(**settings | {"adapter": "one, two"}))
+    assert [row["adapter"] for row in found["rows"]] == [None, "one", "two"]
+    assert [row["trained_parameters"] for row in found["rows"]] == [0, 192, 192]
+    assert found["rows"][0]["balanced_accuracy"] == bare["balanced_accuracy"]
+    assert torch.equal(backbone.vit.norm.bias, before)
+    shared = {id(p) for p in backbone.parameters()}
+    assert all(sum(id(p) not in shared for p in model.parameters()) == 1 for model in states)
