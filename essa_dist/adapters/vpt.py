@@ -40,7 +40,7 @@ class Prompts(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """[B, T + N, C] to [B, T + P + N, C]."""
-        prompts_BPC = self.tokens.to(x_BNC.dtype).expand(len(x_BNC), -1, -1)
+        prompts_BPC = self.tokens.to(x_BNC.dtype).expand(x_BNC.shape[0], -1, -1)
         prompts_BPC = F.dropout(prompts_BPC, self.dropout, self.training)
         return torch.cat([x_BNC[:, : self.behind], prompts_BPC, x_BNC[:, self.behind :]], dim=1)
 

@@ -1,128 +1,135 @@
 """The model card of an export: what the weights are, where they come from and what was measured with them."""
 
-import json
-import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from essa_dist.runfolder import CONFIG, EVALUATION, SUMMARY, committed_checkpoints
-
-logger = logging.getLogger(__name__)
+from essa_dist.export.interface import Format, Subject
+from essa_dist.export.record import Record
 
 UNKNOWN = "unknown"
+TAG = "essa-dist"
+"""By this tag in a card a folder is known as an export, which may be replaced."""
 
 HEADER = """\
 ---
-library_name: timm
+library_name: {library}
 license: {licence_tag}
 tags:
 - feature-extraction
 - self-supervised
 - medical
+- {tag}
 ---
-# {architecture}, adapted to {data} by self-supervision
+# {title}
 
-A vision transformer with {parameters:,} parameters. Its adapter (`{adapter}`) was trained for {step} steps on images
-without labels and is merged into these weights ({branch} branch), so plain timm loads them.
+A vision transformer with {parameters:,} parameters. {adaptation}
 
 ## Load
 
-In this folder:
-
-```python
-import timm
-model = timm.create_model("local-dir:.", pretrained=True).eval()
-features = model(images)
-```
-
-A timm that does not know `local-dir:` takes this in place of the second line:
-
-```python
-model = timm.create_model({plain_call}).eval()
-```
-
-`features` is [B, {num_features}], the class token after the final norm. `images` is [B, 3, {size}, {size}]: the whole image resized
-(bicubic), scaled to 0..1 and normalised with mean {mean} and standard deviation {std}. So does
-`timm.data.create_transform(**timm.data.resolve_model_data_config(model))`.
-
-Plain timm's features differ from the run's own by {max_difference:.1e} at {size} px and by {max_difference_resized:.1e} at
-{resized_to} px, relative to the largest feature. Sizes other than {size} px must be multiples of the patch size; timm then
-resizes the position embeddings by its own rule.
+{usage}
+`images` is [B, {channels}, {size}, {size}]: the whole image resized (bicubic), scaled to 0..1 and normalised with
+mean {mean} and standard deviation {std}.
+{rule}
+Loaded so, class and patch tokens differ from those of {origin} by {max_difference:.1e} at {size} px, relative to the
+largest feature; {tolerance:g} is allowed. {other_sizes}
 """
+MERGED = """Its adapter (`{adapter}`) was trained for {step} steps on images
+without labels and is merged into the weights ({branch} branch), so this is a plain ViT."""
+ALONE = """Its adapter (`{adapter}`) was trained for {step} steps on images
+without labels ({branch} branch). This folder holds what was trained, and {reader} puts it over the base weights."""
+UNMERGED = """Its adapter (`{adapter}`) was trained for {step} steps on images
+without labels ({branch} branch). It can't be merged into the weights of a plain ViT, so its modules are part of this model."""
+BASE = "No adaptation: these are the weights of `{ref}` in this format."
 
 LIMITS = """\
 ## Use and limits
 
-Meant as a frozen feature extractor, or as a start for supervised training, on images like those of the adaptation.
+Meant as a frozen feature extractor, or as a start for supervised training{where}.
 It is not a medical device and was not validated for diagnosis. The figures above hold for the test set, the
-preprocessing and the image size they name. Adaptation can cost a model some of what it knew about other images.
+preprocessing and the image size they name.{cost}
 """
+WHERE = ", on images like those of the adaptation"
+COST = " Adaptation can cost a model some of what it knew about other images."
 
 
-class Record(NamedTuple):
-    """What a run folder says about itself; every part may be empty."""
-
-    config: dict[str, Any]
-    state: dict[str, Any]  # state.json of the newest complete checkpoint
-    summary: dict[str, Any]
-    evaluations: dict[str, dict[str, Any]]  # by file name
-
-
-def read_record(run: Path) -> Record:
-    """Read the record of ``run``; a part that is absent or can't be read is empty, and the card says unknown."""
-    checkpoints = committed_checkpoints(run)
-    config = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
-    return Record(
-        config={str(name): value for name, value in config.items()} if isinstance(config, dict) else {},
-        state=_read_json(checkpoints[-1] / "state.json") if checkpoints else {},
-        summary=_read_json(run / SUMMARY),
-        evaluations={path.stem: _read_json(path) for path in sorted((run / EVALUATION).glob("*.json"))},
-    )
-
-
-def model_card(record: Record, settings: dict[str, Any], result: dict[str, Any]) -> str:
-    """Markdown. ``settings`` is the export's ``config.json``; ``result`` is what ``export`` returns."""
+def model_card(form: Format, record: Record, subject: Subject, result: dict[str, Any]) -> str:
+    """Markdown. ``result`` is what ``export`` returns, ``record`` is empty for a model that is no run."""
     sections = [
-        _header(record, settings, result),
-        _origin(record),
+        _header(form, record, subject, result),
+        _files(result),
+        _origin(record, subject, result),
         _evaluations(record.evaluations),
         _summary(record.summary),
-        LIMITS,
+        LIMITS.format(where=WHERE, cost=COST) if result["adapter"] else LIMITS.format(where="", cost=""),
         _training(record.config),
     ]
     return "\n".join(section for section in sections if section)
 
 
-def _header(record: Record, settings: dict[str, Any], result: dict[str, Any]) -> str:
-    arguments = "".join(f", {name}={value!r}" for name, value in settings["model_args"].items())
-    images = settings["pretrained_cfg"]
+def _header(form: Format, record: Record, subject: Subject, result: dict[str, Any]) -> str:
+    known = {key: UNKNOWN if value is None else value for key, value in result.items()}
+    architecture = result["architecture"]
+    adapted = result["adapter"] is not None
+    story = BASE if not adapted else UNMERGED if not result["merged"] else MERGED if form.WHOLE else ALONE
+    rule = result["channel_rule"]
     return HEADER.format(
-        **{key: UNKNOWN if value is None else value for key, value in result.items()},
-        licence_tag="apache-2.0" if "Apache-2.0" in _licence(record.state) else "other",
-        data=_data_name(record.config),
-        adapter=_section(record.config, "adapter").get("kind", UNKNOWN),
-        num_features=settings["num_features"],
-        plain_call=f'"{settings["architecture"]}", num_classes=0, checkpoint_path="model.safetensors"{arguments}',
-        size=images["input_size"][1],
-        mean=images["mean"],
-        std=images["std"],
+        **known,
+        library=form.LIBRARY,
+        licence_tag="apache-2.0" if "Apache-2.0" in _licence(_source(record, subject)) else "other",
+        tag=TAG,
+        title=f"{architecture}, adapted to {_data_name(record)} by self-supervision"
+        if adapted
+        else architecture,
+        adaptation=story.format(**known, reader=form.READER, ref=Path(subject.ref).name),
+        usage=form.usage(subject),
+        size=subject.image_size,
+        mean=list(subject.backbone.mean),
+        std=list(subject.backbone.std),
+        rule=f"Input channels: {rule}\n" if rule else "",
+        origin="the run" if adapted else "the model that it was made of",
+        other_sizes=_other_sizes(form, subject, result),
     )
 
 
-def _origin(record: Record) -> str:
+def _other_sizes(form: Format, subject: Subject, result: dict[str, Any]) -> str:
+    if not form.RESIZING:
+        return "No other size is taken."
+    return (
+        f"At {result['resized_to']} px, where {form.RESIZING} enters, they differ by"
+        f" {result['max_difference_resized']:.1e}.\n"
+        f"Other sizes must be multiples of the patch size {subject.backbone.patch_size}."
+    )
+
+
+def _files(result: dict[str, Any]) -> str:
+    rows = [[f"`{name}`", f"{size:,}"] for name, size in result["files"].items()]
+    text = "## Files\n\n" + _table(["file", "bytes"], rows)
+    if result["adapter_bytes"] is not None:
+        text += (
+            f"\nWhat the adapter trains, with its buffers, is {result['adapter_bytes']:,} bytes in fp32 (one branch);"
+            f" the whole model is {result['model_bytes']:,}.\n"
+        )
+    return text
+
+
+def _origin(record: Record, subject: Subject, result: dict[str, Any]) -> str:
     state = record.state
     versions = state.get("versions") or {}
+    source = _source(record, subject)
     rows = {
-        "base weights": f"{state.get('weights_source') or UNKNOWN}, sha256 `{state.get('weights_sha256') or UNKNOWN}`",
-        "licence of the base weights": _licence(state),
-        "frozen trunk": f"sha256 `{state.get('trunk_sha256') or UNKNOWN}`",
-        "images": f"{_data_name(record.config)}, manifest sha256 `{state.get('data_manifest_sha256') or UNKNOWN}`",
-        "steps": state.get("step", UNKNOWN),
-        "seed": record.config.get("seed", UNKNOWN),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN,
+        "base weights": f"{source}, sha256 `{result['base_weights_sha256'] or UNKNOWN}`",
+        "licence of the base weights": _licence(source),
     }
+    if result["adapter"] is not None:
+        rows |= {
+            "frozen trunk": f"sha256 `{state.get('trunk_sha256') or UNKNOWN}`",
+            "images": f"{_data_name(record)}, manifest sha256 `{state.get('data_manifest_sha256') or UNKNOWN}`",
+            "steps": state.get("step", UNKNOWN),
+            "seed": record.config.get("seed", UNKNOWN),
+            "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN,
+        }
     return "## Origin\n\n" + _table(["", ""], [[name, value] for name, value in rows.items()])
 
 
@@ -151,24 +158,26 @@ def _summary(summary: dict[str, Any]) -> str:
 
 def _training(config: dict[str, Any]) -> str:
     shown = {name: config[name] for name in ("backbone", "adapter", "objective") if name in config}
+    if not shown:
+        return ""
     return f"## Configuration\n\nWhole in `run_config.yaml`.\n\n```yaml\n{OmegaConf.to_yaml(shown)}```\n"
 
 
-def _licence(state: dict[str, Any]) -> str:
+def _source(record: Record, subject: Subject) -> str:
+    """Where the base weights came from; a run's record decides, since its own file may have moved."""
+    own = subject.backbone.weights_source if not record.config else None
+    return str(record.state.get("weights_source") or own or UNKNOWN)
+
+
+def _licence(source: str) -> str:
     """Known only for weights that the project ships; nothing is guessed about a file of the user's."""
-    source = str(state.get("weights_source") or UNKNOWN)
     if source.startswith("embedded:"):
         return "Apache-2.0 upstream (timm)"
     return "none, untrained" if source == "random" else f"see its source ({source})"
 
 
-def _data_name(config: dict[str, Any]) -> str:
-    return Path(str(_section(config, "data").get("train", f"{UNKNOWN} images"))).name
-
-
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
+def _data_name(record: Record) -> str:
+    return Path(str(record.section("data").get("train", f"{UNKNOWN} images"))).name
 
 
 def _table(columns: list[str], rows: list[list[Any]]) -> str:
@@ -176,14 +185,3 @@ def _table(columns: list[str], rows: list[list[Any]]) -> str:
     return "".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        logger.warning("%s can't be read (%s): the model card goes without it", path, error)
-        return {}
-    return found if isinstance(found, dict) else {}

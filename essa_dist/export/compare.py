@@ -1,70 +1,64 @@
-"""Whether plain timm computes the features of the run from an exported folder."""
+"""Whether an exported folder, loaded as a stranger loads it, computes the features of the model it was made of."""
 
+import importlib.metadata
 import logging
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import parse_model_name
-from torch import Tensor, nn
+from torch import Tensor
 
-from essa_dist.backbones import Backbone
+from essa_dist.backbones import Features
 from essa_dist.errors import EssaError
+from essa_dist.export.interface import Format, Reader, Subject
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-5  # of features in fp32, relative to the largest of them where that is above 1
+BATCHES = (1, 3)
+"""Images at once; two sizes, so that a batch size that was written into a graph shows."""
 
 
-def compare(weights: Path, backbone: Backbone, settings: dict[str, Any]) -> dict[str, float]:
-    """Largest differences of class tokens between the backbone and plain timm, at the native size and at half.
+def compare(form: Format, folder: Path, subject: Subject) -> dict[str, Any]:
+    """Largest differences of class and patch tokens, at the native size and, where ``form`` allows it, at half.
 
-    ``weights`` lies beside the export's ``config.json``, whose content is ``settings``. Raises ``EssaError`` if the
-    difference at the native size is above ``TOLERANCE``; at half of it, it is only reported.
+    Raises ``EssaError`` if the difference at the native size is above the format's tolerance; at half of it, it is
+    only reported.
     """
-    native = backbone.image_size
-    half = max(1, native // 2 // backbone.patch_size) * backbone.patch_size
-    plain = _load_plain(weights, settings)
-    differences = [_difference(model, backbone, native) for model in plain]
-    if not all(difference <= TOLERANCE for difference in differences):  # written so that NaN fails
+    readers = form.load(folder)
+    found = _difference(readers, subject, subject.image_size)
+    if not found <= form.TOLERANCE:  # written so that NaN fails
         raise EssaError(
-            f"plain timm computes other features from the export: they differ by {max(differences):.2g}, allowed is"
-            f" {TOLERANCE:g}; nothing was written: compare timm's version ({timm.__version__}) with that of the run"
+            f"{form.READER} computes other features from the export: they differ by {found:.2g}, allowed is"
+            f" {form.TOLERANCE:g}; nothing was written: compare the version of {form.LIBRARY}"
+            f" ({importlib.metadata.version(form.LIBRARY)}) with that in constraints.txt"
         )
-    resized = _difference(plain[0], backbone, half)
-    if resized > TOLERANCE:
-        logger.warning(
-            "at %d px timm's own resizing of position embeddings changes features by %.2g", half, resized
-        )
-    return {"max_difference": max(differences), "max_difference_resized": resized, "resized_to": half}
-
-
-def _load_plain(weights: Path, settings: dict[str, Any]) -> list[nn.Module]:
-    """The export as timm loads it: by its weights file and, where this timm can, by its folder."""
-    models = [
-        timm.create_model(
-            settings["architecture"],
-            num_classes=0,
-            checkpoint_path=str(weights),
-            **settings["model_args"],
-        )
-    ]
-    if reads_folders():
-        models.append(timm.create_model(f"local-dir:{weights.parent}", pretrained=True))
-    return [model.eval() for model in models]
-
-
-def reads_folders() -> bool:
-    """Whether this version of timm knows ``local-dir:``."""
-    try:
-        return bool(parse_model_name("local-dir:x")[0] == "local-dir")
-    except (AssertionError, ValueError):
-        return False
+    result: dict[str, Any] = {"tolerance": form.TOLERANCE, "max_difference": found}
+    if form.RESIZING:
+        patch = subject.backbone.patch_size
+        half = max(1, subject.image_size // 2 // patch) * patch
+        resized = _difference(readers[:1], subject, half)
+        if resized > form.TOLERANCE:
+            logger.warning("at %d px %s changes features by %.2g", half, form.RESIZING, resized)
+        result |= {"max_difference_resized": resized, "resized_to": half}
+    return result
 
 
 @torch.no_grad()
-def _difference(plain: nn.Module, backbone: Backbone, image_size: int) -> float:
-    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    ours: Tensor = backbone(images).cls
-    return float((plain(images) - ours).abs().max() / ours.abs().max().clamp(min=1))
+def _difference(readers: list[Reader], subject: Subject, image_size: int) -> float:
+    """The largest over readers, batch sizes and both kinds of tokens."""
+    shape = (max(BATCHES), subject.in_chans, image_size, image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    ours: Features = subject.backbone(images)
+    found = [
+        _relative(theirs, wanted[:n])
+        for n in BATCHES
+        for reader in readers
+        for theirs, wanted in zip(reader(images[:n]), ours, strict=True)
+    ]
+    return float(torch.stack(found).max())  # unlike Python's max, it keeps a NaN
+
+
+def _relative(theirs: Tensor, wanted: Tensor) -> Tensor:
+    if theirs.shape != wanted.shape:
+        return torch.tensor(torch.inf)
+    return (theirs - wanted).abs().max() / wanted.abs().max().clamp(min=1)

@@ -1,0 +1,91 @@
+"""Adapters put over a trunk that is in memory once, however many there are.
+
+An adapted model shares every frozen parameter with its base. What an adapter trains of the base itself (APLA's
+projections, BitFit's biases) it gets as copies of its own, so the base and its other adapters stay as they are.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from essa_dist import runfolder
+from essa_dist.adapters import Adapter, AdapterConfig, inject_adapter
+from essa_dist.backbones import Backbone
+from essa_dist.backbones.weights import misfits, other_trunk, parameters_sha256
+from essa_dist.errors import UsageError, WeightsError
+
+
+def attach(base: Backbone, ref: str, *, trunk_sha256: str | None = None) -> tuple[Backbone, Adapter]:
+    """A model over the parameters of ``base`` with the adapter of a run: eval mode, nothing trainable, not merged.
+
+    ``ref``: a run folder (its teacher; with the prefix ``student:`` its student). ``trunk_sha256``: the hash of
+    ``base`` where the caller has it. Raises UsageError for a reference that is none, WeightsError for a run that was
+    trained over another trunk.
+    """
+    branch = "student" if ref.startswith("student:") else "teacher"
+    run = Path(ref.removeprefix("student:")).expanduser()
+    checkpoint = newest_checkpoint(run)
+    config = read_config(run)
+    state = json.loads((checkpoint / "state.json").read_text())
+    if wrong := other_trunk(state, trunk_sha256 or parameters_sha256(base)):
+        raise WeightsError(f"checkpoint {checkpoint} was {wrong}")
+    tensors = load_file(checkpoint / f"{branch}.safetensors") | load_file(checkpoint / "buffers.safetensors")
+    prefix = "backbone."
+    return put_on(
+        base,
+        config["adapter"],
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
+        seed=config["seed"],
+        where=f"checkpoint {checkpoint}",
+    )
+
+
+def put_on(
+    base: Backbone, settings: dict[str, Any], tensors: dict[str, Tensor], *, seed: int, where: str
+) -> tuple[Backbone, Adapter]:
+    """``base`` with an adapter of these settings, holding ``tensors``: its trained ones and every buffer, by name.
+
+    Raises UsageError naming ``where`` and the first tensors that don't fit.
+    """
+    backbone = base.over_the_same_parameters()
+    shared = {id(p) for p in base.parameters()}
+    adapter = inject_adapter(backbone, TypeAdapter(AdapterConfig).validate_python(settings), seed=seed)
+    for module in backbone.modules():
+        for name, p in module._parameters.items():
+            if p is not None and p.requires_grad and id(p) in shared:
+                module._parameters[name] = nn.Parameter(p.detach().clone())
+    own: dict[str, Tensor] = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    own |= dict(backbone.named_buffers())
+    if wrong := misfits(own, tensors, here="this model"):
+        raise UsageError(f"{where} does not fit its adapter's settings: {wrong}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    backbone.adapter_settings, backbone.adapter_seed = settings, seed
+    backbone.requires_grad_(False)
+    base.requires_grad_(False)
+    return backbone.eval(), adapter
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved settings of a run."""
+    config: dict[str, Any] = yaml.safe_load((run / runfolder.CONFIG).read_text())
+    return config
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Folder of the newest complete checkpoint. Raises UsageError if ``run`` is no run or has none yet."""
+    if not runfolder.is_run(run):
+        raise UsageError(f"{run} is not a run folder ({runfolder.CONFIG} and checkpoints/)")
+    checkpoints = runfolder.committed_checkpoints(run)
+    if not checkpoints:
+        raise UsageError(
+            f"run {run} has no complete checkpoint: let it reach one (checkpoint.every), or resume it"
+        )
+    return checkpoints[-1]
