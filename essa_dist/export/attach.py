@@ -16,20 +16,23 @@ from torch import Tensor, nn
 
 from essa_dist import runfolder
 from essa_dist.adapters import Adapter, AdapterConfig, inject_adapter
+from essa_dist.adapters.peft_folder import attach_peft, is_peft_folder
 from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import misfits, other_trunk, parameters_sha256
 from essa_dist.errors import UsageError, WeightsError
 
 
 def attach(base: Backbone, ref: str, *, trunk_sha256: str | None = None) -> tuple[Backbone, Adapter]:
-    """A model over the parameters of ``base`` with the adapter of a run: eval mode, nothing trainable, not merged.
+    """A model over the parameters of ``base`` with an adapter: eval mode, nothing trainable, not merged.
 
-    ``ref``: a run folder (its teacher; with the prefix ``student:`` its student). ``trunk_sha256``: the hash of
-    ``base`` where the caller has it. Raises UsageError for a reference that is none, WeightsError for a run that was
-    trained over another trunk.
+    ``ref``: a run folder (its teacher; with the prefix ``student:`` its student) or a folder of PEFT.
+    ``trunk_sha256``: the hash of ``base`` where the caller has it. Raises UsageError for a reference that is none,
+    WeightsError for an adapter that was trained over another trunk.
     """
     branch = "student" if ref.startswith("student:") else "teacher"
     run = Path(ref.removeprefix("student:")).expanduser()
+    if is_peft_folder(run):
+        return attach_peft(base, run)
     checkpoint = newest_checkpoint(run)
     config = read_config(run)
     state = json.loads((checkpoint / "state.json").read_text())
@@ -82,7 +85,9 @@ def read_config(run: Path) -> dict[str, Any]:
 def newest_checkpoint(run: Path) -> Path:
     """Folder of the newest complete checkpoint. Raises UsageError if ``run`` is no run or has none yet."""
     if not runfolder.is_run(run):
-        raise UsageError(f"{run} is not a run folder ({runfolder.CONFIG} and checkpoints/)")
+        raise UsageError(
+            f"{run} is neither a run folder ({runfolder.CONFIG} and checkpoints/) nor a PEFT folder (adapter_config.json)"
+        )
     checkpoints = runfolder.committed_checkpoints(run)
     if not checkpoints:
         raise UsageError(

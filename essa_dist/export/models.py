@@ -6,6 +6,8 @@ from typing import Any
 import yaml
 
 from essa_dist import runfolder
+from essa_dist.adapters import Adapter
+from essa_dist.adapters.peft_folder import is_peft_folder
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
 from essa_dist.backbones.formats.files import weights_file
 from essa_dist.backbones.formats.guess import guess_architecture
@@ -21,7 +23,8 @@ def load_model(ref: str) -> Backbone:
     """The model that ``ref`` names: eval mode, fp32, on the CPU, nothing trainable, adapters merged.
 
     ``ref``: a run folder (its teacher; with the prefix ``student:`` its student), an export folder, a weights file
-    or folder in a layout of ``backbones.formats``, or a timm model name, optionally ``name@weights file``.
+    or folder in a layout of ``backbones.formats``, or a timm model name, optionally ``name@weights file``; any of
+    them with ``+folder`` behind it is that model with an adapter merged, of a run or of PEFT.
     Raises UsageError or WeightsError naming the reference and what it could have been.
     """
     student = ref.startswith("student:")
@@ -30,6 +33,10 @@ def load_model(ref: str) -> Backbone:
         backbone = _from_run(ref, path)
     elif student:
         raise UsageError(f"model={ref}: only a run folder has a student, and {path} is not one")
+    elif "+" in ref and not path.exists():
+        backbone = _with_adapter(*ref.rsplit("+", 1))
+    elif is_peft_folder(path):
+        raise UsageError(f"model={path} is an adapter of PEFT, not a model: write model=BASE+{path}")
     elif path.is_dir():
         backbone = _from_export(path)
     elif path.is_file():
@@ -55,7 +62,17 @@ def _base(config: dict[str, Any]) -> Backbone:
 
 def _from_run(ref: str, run: Path) -> Backbone:
     newest_checkpoint(run)  # before seconds of loading
-    backbone, adapter = attach(_base(read_config(run)), ref)
+    return _merged(*attach(_base(read_config(run)), ref))
+
+
+def _with_adapter(base: str, adapter: str) -> Backbone:
+    folder = Path(adapter.removeprefix("student:")).expanduser()
+    if not (runfolder.is_run(folder) or is_peft_folder(folder)):
+        raise UsageError(f"model={base}+{adapter}: {folder} is neither a run folder nor a PEFT folder")
+    return _merged(*attach(load_model(base), adapter))
+
+
+def _merged(backbone: Backbone, adapter: Adapter) -> Backbone:
     if adapter.merges:
         adapter.merge(backbone)
         backbone.adapter_settings = None

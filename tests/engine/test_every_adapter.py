@@ -52,5 +52,5 @@ def test_an_adapter_of_another_trunk_is_refused(recipe: list[str], tmp_path: Pat
 
 
 def test_a_reference_to_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a run folder"):
+    with pytest.raises(UsageError, match="neither a run folder"):
         attach(load_model("test_vit@random"), str(tmp_path))
