@@ -54,10 +54,12 @@ class APLALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """Write the tuned rows into ``base`` and return it, a plain layer of the original shape."""
-        self.base.weight[self.rows] = self.weight.to(self.base.weight.dtype)
-        if self.bias is not None:
-            self.base.bias[self.rows] = self.bias.to(self.base.bias.dtype)
+        """``base`` with the tuned rows in new parameters, for other models may share the old ones."""
+        for name, rows in (("weight", self.weight), ("bias", self.bias)):
+            if rows is not None:
+                old = self.base.get_parameter(name)
+                merged = old.detach().index_copy(0, self.rows, rows.to(old.dtype))
+                setattr(self.base, name, nn.Parameter(merged, requires_grad=False))
         return self.base
 
 

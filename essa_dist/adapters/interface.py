@@ -29,6 +29,7 @@ class Adapter(Protocol):
     def merge(self, backbone: Backbone) -> None:
         """Fold the trained tensors back, in place: afterwards ``backbone.vit`` is a plain timm module tree.
 
-        Does nothing where ``merges`` is false. Freezing is left to the caller.
+        Parameters that change are replaced, never written to: another model may share them. Does nothing where
+        ``merges`` is false. Freezing is left to the caller.
         """
         ...

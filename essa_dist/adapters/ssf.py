@@ -43,10 +43,11 @@ class ScaleShift(nn.Module):
 
     @torch.no_grad()
     def fold_into(self, layer: Any) -> None:
-        """Make ``layer`` alone compute what both did, and leave it."""
-        layer.weight.copy_(layer.weight * self.scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+        """Make ``layer`` alone compute what both did, with new parameters (others may share the old), and leave it."""
+        weight = layer.weight * self.scale.view(-1, *[1] * (layer.weight.ndim - 1))
         if self.shift is not None:
-            layer.bias.copy_(layer.bias * self.scale + self.shift)
+            layer.bias = nn.Parameter(layer.bias * self.scale + self.shift, requires_grad=False)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
         self.handle.remove()
         del layer.ssf
 

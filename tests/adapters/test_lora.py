@@ -96,6 +96,10 @@ def test_pissa_begins_with_the_largest_singular_values_and_leaves_the_frozen_wei
     layer = qkv(vit)
     assert layer.base_layer is base
     assert torch.equal(base.weight, before)
+    vit.eval()
+    x = torch.randn(2, 5, 24)
+    assert torch.equal(layer(x), base(x))
+    torch.testing.assert_close(layer.get_delta_weight("default"), torch.zeros(72, 24))
     a = layer.lora_A["default"].initial.chunk(2)[1]
     b = layer.lora_B["default"].initial_1
     u, s, v = torch.linalg.svd(before[48:])
@@ -106,9 +110,10 @@ def test_pissa_loads_where_the_decomposition_came_out_otherwise(tiny: Tiny) -> N
     trained, other = (tiny(VisionTransformer, init_values=0.1) for _ in range(2))
     for backbone in (trained, other):
         injected(backbone, init="pissa")
-    for name, buffer in other.named_buffers():
-        if "initial" in name:
-            buffer.neg_()
+    initial = [buffer for name, buffer in other.named_buffers() if "initial" in name]
+    assert [b.shape for b in initial] == [(6, 24), (24, 3), (24, 3)] * 2  # A of q and v, and the two B
+    for buffer in initial:
+        buffer.neg_()
     kick(trained)
     other.load_state_dict(trained.state_dict())
     assert torch.equal(other.eval()(IMAGES).cls, trained.eval()(IMAGES).cls)

@@ -23,10 +23,11 @@ def features(backbone: Backbone) -> torch.Tensor:
     return torch.cat([out.cls[:, None], out.patches], dim=1)
 
 
-@pytest.mark.parametrize("kind", [*ADAPTERS, "apla+bitfit", "vpt+lora"])
+@pytest.mark.parametrize("kind", [*ADAPTERS, "apla_r2", "apla+bitfit", "vpt+lora"])
 def test_a_run_loads_alone_and_over_a_shared_trunk(kind: str, recipe: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    summary = adapt(None, *recipe, f"adapter={kind}", "duration=2")
+    words = ["adapter=apla", "adapter.rank=2"] if kind == "apla_r2" else [f"adapter={kind}"]
+    summary = adapt(None, *recipe, *words, "duration=2")
     trained = load_file(checkpoint_folder(run, 2) / "student.safetensors")
     in_trunk = sum(t.numel() for name, t in trained.items() if name.startswith("backbone."))
     assert in_trunk == summary["trainable_parameters"]
@@ -41,6 +42,9 @@ def test_a_run_loads_alone_and_over_a_shared_trunk(kind: str, recipe: list[str],
     own = sum(p.numel() for p in over.parameters() if id(p) not in shared)
     assert own == in_trunk, "the trunk is held twice"
     assert (alone.adapter_settings is None) == adapter.merges
+    adapter.merge(over)
+    torch.testing.assert_close(features(over), features(alone), rtol=0, atol=1e-5)
+    assert torch.equal(features(base), before), "merging wrote into the shared trunk"
     student = load_model(f"student:{run}")
     assert torch.equal(features(student), features(alone)) == (kind == "frozen")
 

@@ -150,6 +150,19 @@ def test_apla_is_a_selection_of_rows_and_their_change(folders: dict[str, tuple[P
         assert up.sum(dim=1).max() == 1
 
 
+def test_a_row_that_training_left_where_it_was_is_selected_all_the_same(tmp_path: Path) -> None:
+    base, unmerged, merged = adapted({"kind": "apla", "rank": 5})
+    layer = unmerged.vit.blocks[1].attn.proj
+    row = int(layer.rows[2])
+    for weight, index in ((layer.weight, 2), (merged.vit.blocks[1].attn.proj.weight, row)):
+        weight.data[index] = base.vit.blocks[1].attn.proj.weight[row]
+    write_adapter(tmp_path, base, unmerged, merged)
+    up = load_file(tmp_path / "adapter_model.safetensors")[
+        "base_model.model.blocks.1.attn.proj.lora_B.weight"
+    ]
+    assert up.argmax(dim=0).tolist() == layer.rows.tolist()
+
+
 def test_what_was_written_loads_here_too(folders: dict[str, tuple[Path, Tensor]]) -> None:
     for name, (folder, wanted) in folders.items():
         base = Backbone(plain(), name="tiny")
