@@ -49,7 +49,10 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
             "data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)"
         )
     images = open_packed(config.data.train, prefer=("unlabelled", "train"))
-    if config.backbone.in_chans not in (1, 3):  # before seconds of loading; Batch would say so at the first step
+    if config.backbone.in_chans not in (
+        1,
+        3,
+    ):  # before seconds of loading; Batch would say so at the first step
         raise UsageError(
             f"backbone.in_chans={config.backbone.in_chans}: packed images have 3 channels, so use 3, or 1 for grey"
         )

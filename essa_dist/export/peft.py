@@ -4,6 +4,7 @@ APLA is not registered as a PEFT method of its own: ``register_peft_method`` (PE
 enumeration of types. So APLA is written as the LoRA that it equals, and ``adapters.peft_folder`` reads that back as APLA.
 """
 
+import json
 from pathlib import Path
 
 import timm
@@ -74,6 +75,9 @@ def write_adapter(folder: Path, base: Backbone, adapted: Backbone, merged: Backb
         raise UsageError("format=peft would be larger than the model, so much was changed: use format=timm")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", TRUNK: parameters_sha256(base)})
     config.save_pretrained(str(folder))
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings["target_modules"].sort()  # PEFT writes a set, in another order each time
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> list[Reader]:

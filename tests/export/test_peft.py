@@ -244,3 +244,9 @@ def test_a_model_that_is_no_run_has_nothing_to_write(tmp_path: Path) -> None:
         UsageError, match=r"format=peft writes what a run trained, and .* is not a run folder"
     ):
         export(ExportConfig(run=str(tmp_path / "timm"), out=str(tmp_path / "out"), format="peft"))
+
+
+def test_targets_are_in_order_whatever_the_hash_seed(folders: dict[str, tuple[Path, Tensor]]) -> None:
+    for folder, _ in folders.values():
+        targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+        assert targets == sorted(targets)

@@ -81,8 +81,8 @@ def _first_line(error: Exception) -> str:
 def _why(error: Exception) -> str:
     """The object that a pickle asked for; torch's own text recommends to load it all the same."""
     asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if asked is None:
-        return _first_line(error)
+    if asked is None:  # of a file that is no pickle torch may tell just a number
+        return f"it is not a file that torch.save wrote ({_first_line(error)})"
     return (
         f"it holds a {asked.group(1)}; save its tensors alone, as safetensors or with torch.save(state_dict)"
     )
