@@ -76,9 +76,8 @@ class VPT:
             block.register_forward_pre_hook(prompts.enter)
             last = block if self.config.deep else blocks[-1]
             last.register_forward_hook(prompts.leave)
-        for (
-            block
-        ) in blocks:  # rotary attention: only what stands behind these tokens has a place in the image
+        # Rotary attention: only what stands behind these tokens has a place in the image.
+        for block in blocks:
             if hasattr(block.attn, "num_prefix_tokens"):
                 block.attn.num_prefix_tokens += self.config.tokens
 
