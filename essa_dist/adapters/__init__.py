@@ -1,7 +1,7 @@
 """Adapters: which tensors of the trunk are trained. One file each; ``ADAPTERS`` lists them all."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BeforeValidator, Field
 
@@ -9,6 +9,7 @@ from essa_dist.adapters.adaptformer import AdaptFormer, AdaptFormerConfig
 from essa_dist.adapters.apla import APLA, APLAConfig
 from essa_dist.adapters.bitfit import BitFit, BitFitConfig
 from essa_dist.adapters.branches import Branches
+from essa_dist.adapters.combined import Combined
 from essa_dist.adapters.explora import ExPLoRA, ExPLoRAConfig
 from essa_dist.adapters.frozen import Frozen, FrozenConfig
 from essa_dist.adapters.full import Full, FullConfig
@@ -19,7 +20,6 @@ from essa_dist.adapters.lora import LoRA, LoRAConfig
 from essa_dist.adapters.ssf import SSF, SSFConfig
 from essa_dist.adapters.vpt import VPT, VPTConfig
 from essa_dist.backbones.vit import Backbone
-from essa_dist.errors import UsageError
 from essa_dist.nearest import nearest
 from essa_dist.settings import Config
 
@@ -80,56 +80,9 @@ class CombinedConfig(Config):
     """The adapters, each with its settings; no two may train or change the same tensor."""
 
 
-class Combined:
-    """Several adapters over one trunk, each with tensors of its own."""
-
-    merges: ClassVar[bool]
-    starts_exact: ClassVar[bool]
-    yields: ClassVar[bool] = False
-
-    def __init__(self, config: CombinedConfig) -> None:
-        self.kinds = [label(part) for part in config.parts]
-        pairs = sorted(
-            ((build_adapter(part), label(part)) for part in config.parts), key=lambda pair: pair[0].yields
-        )
-        self.parts = pairs
-        self.merges = all(part.merges for part, _ in pairs)  # type: ignore[misc]  # of this combination, not of all
-        self.starts_exact = all(part.starts_exact for part, _ in pairs)  # type: ignore[misc]
-
-    def inject(self, backbone: Backbone, *, seed: int) -> None:
-        trained: dict[int, tuple[str, str]] = {}  # id of the tensor -> the adapter that trains it, its name
-        for part, kind in self.parts:
-            if not part.yields:
-                backbone.requires_grad_(False)  # so that a part shows what it would train, were it alone
-            part.inject(backbone, seed=seed)
-            names = {id(p): name for name, p in backbone.named_parameters()}
-            found = [p for p in backbone.parameters() if p.requires_grad]
-            own = [p for p in found if not (part.yields and id(p) in trained)]
-            if not own:
-                raise UsageError(f"adapter: {kind} adds nothing in {'+'.join(self.kinds)}; leave it out")
-            # Trained by both, or moved into a new module, where the first one's tensor would not be what it was.
-            clashes = [trained[id(p)] for p in own if id(p) in trained]
-            clashes += [(of, name) for key, (of, name) in trained.items() if names.get(key) != name]
-            if clashes:
-                tensors = ", ".join(name for _, name in clashes[:4]) + (", ..." if len(clashes) > 4 else "")
-                raise UsageError(
-                    f"adapter: {clashes[0][0]} and {kind} both train or change {tensors}; "
-                    "choose adapters or targets that differ"
-                )
-            trained |= {id(p): (kind, names[id(p)]) for p in own}
-            for parameter in backbone.parameters():
-                parameter.requires_grad_(id(parameter) in trained)
-
-    def merge(self, backbone: Backbone) -> None:
-        for part, _ in reversed(self.parts):
-            part.merge(backbone)
-
-
-ALL: dict[str, tuple[type[Config], type[Any]]] = {**ADAPTERS, "combined": (CombinedConfig, Combined)}
-
 if not TYPE_CHECKING:
     AdapterConfig = Annotated[
-        Union[tuple(config for config, _ in ALL.values())],  # noqa: UP007
+        Union[(CombinedConfig, *(config for config, _ in ADAPTERS.values()))],
         Field(discriminator="kind"),
         BeforeValidator(_written_short),
     ]
@@ -138,7 +91,9 @@ if not TYPE_CHECKING:
 
 def build_adapter(config: AdapterConfig) -> Adapter:
     """The adapter of ``config.kind``."""
-    adapter: Adapter = ALL[config.model_dump()["kind"]][1](config)
+    if isinstance(config, CombinedConfig):
+        return Combined([(build_adapter(part), label(part)) for part in config.parts])
+    adapter: Adapter = ADAPTERS[label(config)][1](config)
     return adapter
 
 

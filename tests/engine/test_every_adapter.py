@@ -1,5 +1,6 @@
 """Every adapter in a whole run: it trains, its checkpoint holds nothing frozen, and it loads over a shared trunk."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_a_run_loads_alone_and_over_a_shared_trunk(kind: str, recipe: list[str],
     assert torch.equal(features(base), before), "merging wrote into the shared trunk"
     student = load_model(f"student:{run}")
     assert torch.equal(features(student), features(alone)) == (kind == "frozen")
+
+
+@pytest.mark.parametrize("kind", ["vpt+lora", "explora", "ssf"])
+def test_resuming_ends_in_the_same_tensors(kind: str, recipe: list[str], tmp_path: Path) -> None:
+    words = [f"adapter={kind}", "duration=4", "checkpoint.keep=9"]  # LoRA's dropout draws at every step
+    adapt(None, *recipe, *words)
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    shutil.rmtree(checkpoint_folder(resumed, 4))
+    adapt(None, *recipe, *words, f"out={resumed}", "resume=true")
+    for part in ("student", "teacher", "optimizer", "buffers"):
+        one, two = (
+            load_file(checkpoint_folder(folder, 4) / f"{part}.safetensors") for folder in (run, resumed)
+        )
+        assert one.keys() == two.keys()
+        assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
 def test_an_adapter_of_another_trunk_is_refused(recipe: list[str], tmp_path: Path) -> None:
