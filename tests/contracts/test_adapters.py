@@ -402,6 +402,29 @@ def test_what_was_saved_loads_in_a_fresh_process_bit_for_bit(
     assert torch.equal(found, expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+@torch.no_grad()
+def test_on_a_gpu_it_does_not_matter_whether_it_is_moved_or_loaded_first(case: dict[str, Any]) -> None:
+    with torch.enable_grad():
+        trained, _ = adapted("dinov2", case)
+        train(trained, steps=2)
+    found = []
+    for moved_first in (True, False):
+        backbone, _ = adapted("dinov2", case)
+        for move in (moved_first, not moved_first):
+            if move:
+                backbone.cuda()
+            else:
+                own = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
+                for name, tensor in saved(trained).items():
+                    own[name].copy_(tensor)
+        found.append(features(backbone.eval(), IMAGES.cuda()).cpu())
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], features(trained.eval()), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_the_real_vit_keeps_the_contract(case: dict[str, Any]) -> None:
     config = BackboneConfig(
