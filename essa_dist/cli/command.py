@@ -16,10 +16,11 @@ from essa_dist.cli.failures import failure
 from essa_dist.cli.pages import FLAGS, overview, verb_page
 from essa_dist.cli.results import to_json, to_text
 from essa_dist.cli.streams import is_first_on_node, rank, reserved_stdout, set_up_logging
-from essa_dist.errors import UsageError
+from essa_dist.errors import Preempted, UsageError
 from essa_dist.verbs import VERBS, config_class, sort_words
 
 _SHORT = {"-h": "--help", "-V": "--version"}
+_COLLECTIVES = "essa_dist.distributed.collectives"  # not imported here: that would import torch
 _BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
@@ -52,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> Outcome:
     try:
-        return _obey(words)
+        outcome = _obey(words)
     except (Exception, KeyboardInterrupt) as error:
         exit_code = _tell(error, debug=_wants_debug(words))
-        return Outcome({"error": "\n".join(failure(error).lines), "exit_code": exit_code}, str, exit_code)
+        outcome = Outcome({"error": "\n".join(failure(error).lines), "exit_code": exit_code}, str, exit_code)
+    if outcome.exit_code in (0, Preempted.exit_code) and (joined := sys.modules.get(_COLLECTIVES)):
+        joined.leave()  # all ranks are here; after an error of one, the others may be waiting inside a collective
+    return outcome
 
 
 def _wants_debug(words: Sequence[str]) -> bool:

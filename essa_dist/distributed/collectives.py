@@ -44,6 +44,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Leave the process group, where there is one; for the end of a command.
+
+    Left to the end of the interpreter, gloo's threads can abort the process after all its work was done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BC: Tensor) -> Tensor:

@@ -162,3 +162,16 @@ def test_the_module_is_the_command(repository: Path) -> None:
     command = [sys.executable, "-m", "essa_dist", "adpt"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository)
     assert (done.returncode, "did you mean adapt?" in done.stderr) == (2, True)
+
+
+def test_a_command_leaves_its_process_group(tmp_path: Path) -> None:
+    # Left to the end of the interpreter, gloo aborted a rank of a test once after all its work was done.
+    code = f"""
+import essa_dist.distributed.collectives, torch.distributed as dist
+from essa_dist.cli import main
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+main(["--version"])
+print(dist.is_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
