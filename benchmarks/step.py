@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,6 +121,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     """One adapter in this process: seconds a step (median after warm-up), peak memory, sizes."""
     import torch
 
+    from essa_dist.progress import memory_gib
+
     step = Step(args)
     cuda = step.device.type == "cuda"
     found: dict[str, float] = {}
@@ -132,16 +133,12 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = [step.run(batch, i) for i in range(args.warmup + args.steps)]
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    peak_gib = memory_gib(peak=True)
     trained = step.objective.branches.count("backbone.")
     adapter_bytes, checkpoint_bytes = step.bytes_on_disk()
     return found | {
         "step_s": statistics.median(seconds[args.warmup :]),
-        "peak_gib": peak / 2**30,
+        "peak_gib": peak_gib,
         "trained_trunk": trained,
         "trained_share": trained / step.trunk_parameters,
         "trained_heads": step.objective.branches.count() - trained,
