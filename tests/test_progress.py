@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from essa_dist.progress import Progress, duration, memory_gib
+from essa_dist.progress import Progress, duration
 
 
 class Clock:
