@@ -89,8 +89,7 @@ class APLA:
     def merge(self, backbone: Backbone) -> None:
         for name, module in list(backbone.named_modules()):
             if isinstance(module, APLALinear):
-                parent, _, attribute = name.rpartition(".")
-                setattr(backbone.get_submodule(parent), attribute, module.merge())
+                backbone.set_submodule(name, module.merge())
 
 
 def draw_rows(choices: range, rank: int | Literal["full"], generator: torch.Generator) -> Tensor:

@@ -137,5 +137,4 @@ def merge_lora(backbone: Backbone) -> None:
             assert isinstance(base, nn.Linear)
             base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
             layer.merge()
-            parent, _, attribute = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), attribute, base)
+            backbone.set_submodule(name, base)

@@ -48,7 +48,6 @@ def _train_rows(backbone: Backbone, name: str, layer: Any) -> str:
         return f"B of {name} does not select rows at scale 1"
     if len(rows_R.unique()) < len(rows_R):
         return f"B of {name} selects a row twice"
-    parent, _, attribute = name.rpartition(".")
     plain, now = backbone.vit.get_submodule(name), layer.get_base_layer()
     tuned = APLALinear(plain, rows_R.sort().values)
     tuned.weight.data += down_RC[rows_R.argsort()]
@@ -56,5 +55,5 @@ def _train_rows(backbone: Backbone, name: str, layer: Any) -> str:
         tuned.bias.data = now.bias.detach()[tuned.rows].clone()
         if not torch.equal(now.bias, plain.bias.index_copy(0, tuned.rows, tuned.bias)):
             return f"the bias of {name} changed in rows that B does not select"
-    setattr(backbone.vit.get_submodule(parent), attribute, tuned)
+    backbone.vit.set_submodule(name, tuned)
     return ""

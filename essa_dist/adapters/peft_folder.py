@@ -112,8 +112,7 @@ class PEFTAdapter:
             elif isinstance(module, BaseTunerLayer):
                 plain = _merged(name, module)
             if plain is not None:
-                parent, _, attribute = name.rpartition(".")
-                setattr(backbone.vit.get_submodule(parent), attribute, plain)
+                backbone.vit.set_submodule(name, plain)
         del backbone.vit.peft_config
         backbone.requires_grad_(False)
 

@@ -73,10 +73,7 @@ def normalise(
 
     Float pixels are normalised already and only cast. Raises UsageError for statistics of neither 1 nor 3 channels.
     """
-    if len(mean) not in (1, 3):
-        raise UsageError(
-            f"backbone.in_chans={len(mean)}: packed images have 3 channels, so use 3, or 1 for grey"
-        )
+    check_channels(len(mean))
     if pixels.dtype != torch.uint8:
         return pixels.to(dtype)
     values = pixels.to(torch.float32)
@@ -89,3 +86,11 @@ def normalise(
         -1, 1, 1
     )
     return values.mul_(scale).add_(shift).to(dtype)
+
+
+def check_channels(in_chans: int) -> None:
+    """Raise UsageError for a trunk whose channels can't be had from packed images."""
+    if in_chans not in (1, 3):
+        raise UsageError(
+            f"backbone.in_chans={in_chans}: packed images have 3 channels, so use 3, or 1 for grey"
+        )

@@ -10,6 +10,7 @@ from torch import nn
 from essa_dist.adapters import inject_adapter
 from essa_dist.backbones import build_backbone
 from essa_dist.backbones.weights import parameters_sha256
+from essa_dist.data.batch import check_channels
 from essa_dist.data.loader import CropLoader
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.distributed.collectives import all_gather
@@ -49,13 +50,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
             "data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)"
         )
     images = open_packed(config.data.train, prefer=("unlabelled", "train"))
-    if config.backbone.in_chans not in (
-        1,
-        3,
-    ):  # before seconds of loading; Batch would say so at the first step
-        raise UsageError(
-            f"backbone.in_chans={config.backbone.in_chans}: packed images have 3 channels, so use 3, or 1 for grey"
-        )
+    check_channels(config.backbone.in_chans)  # before seconds of loading
     backbone = build_backbone(config.backbone, seed=config.seed)
     trunk_sha256 = parameters_sha256(backbone)
     trunk_parameters = sum(p.numel() for p in backbone.parameters())
