@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from essa_dist.data.pack import PackConfig, pack
+from essa_dist.packing.pack import PackConfig, pack
 
 logger = logging.getLogger("make_blood_cells")
 
@@ -27,7 +27,7 @@ BASE_QUALITY = 23
 ALIKE = 10.0
 """Root mean square difference, in grey levels at 32 x 32 px, below which two images count as the same picture.
 The two most similar of the 4,000 source images differ by 18.8."""
-MAX_BYTES = 8_000_000
+MAX_BYTES = 8 * 2**20
 
 Chosen = tuple[Path, str, str]  # file, class, split
 

@@ -51,6 +51,8 @@ ROWS: dict[str, list[str]] = {
     "demo": [*ESSA, "demo", "out=runs/gpu_demo", "overwrite=true", "--json"],
     "step_vitl14_b32": [*STEP, "--model", "dinov2_vitl14", "--batch", "32"],
     "adapters_vitl14": adapters("dinov2_vitl14", 32, FEW),
+    "bench_data": [*ESSA, "bench", "data", "--json"],
+    "data_wait": [sys.executable, "benchmarks/data_wait.py"],
     "adapters_vitg14": adapters("dinov2_vitg14", 8, FEW),
     "adapters_vitb14": adapters("dinov2_vitb14", 32, FEW),
     "adapters_vits14": adapters("dinov2_vits14", 32, FEW),
@@ -68,7 +70,7 @@ ROWS: dict[str, list[str]] = {
 def run(row: str, command: list[str], timeout_s: float) -> str:
     """Run one row and keep its result; what became of it, in words."""
     out = RESULTS / f"{row}.json"
-    if "benchmarks/step.py" in command:
+    if command[1].startswith("benchmarks/"):
         command = [*command, "--out", str(out)]
     begin = time.monotonic()
     try:

@@ -6,7 +6,7 @@ with them raises ``essa_dist.errors.UsageError``, a ValueError with one line for
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -32,12 +32,44 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "pack": Verb(
-        "essa_dist.data.pack",
+        "essa_dist.packing.pack",
         "pack",
-        "essa_dist.data.pack:PackConfig",
-        "write a folder of images as shards with a manifest",
+        "essa_dist.packing.pack:PackConfig",
+        "write medical images of any usual format as shards, with a manifest and a data report",
         "src",
         "essa pack IMAGES out=PACKED",
+    ),
+    "pack index": Verb(
+        "essa_dist.packing.foreign",
+        "index",
+        "essa_dist.packing.foreign:IndexConfig",
+        "make existing WebDataset tars a packed data set, where they lie",
+        "src",
+        "essa pack index SHARDS",
+    ),
+    "data show": Verb(
+        "essa_dist.report.step_view",
+        "show_step",
+        "essa_dist.report.step_view:ShowStepConfig",
+        "draw what one step of a run saw: images, crops, masks, keys",
+        "run",
+        "essa data show RUN step=123",
+    ),
+    "data ledger": Verb(
+        "essa_dist.report.ledger",
+        "check_ledger",
+        "essa_dist.report.ledger:LedgerConfig",
+        "check that a run recorded with ledger=true repeated and skipped no sample",
+        "run",
+        "essa data ledger RUN",
+    ),
+    "data report": Verb(
+        "essa_dist.packing.report",
+        "data_report",
+        "essa_dist.packing.report:DataReportConfig",
+        "write the page about a packed data set again",
+        "packed",
+        "essa data report PACKED",
     ),
     "adapt": Verb(
         "essa_dist.engine.train",
@@ -84,6 +116,13 @@ VERBS: dict[str, Verb] = {
         "say what is installed and what works on this machine",
         example="essa doctor",
     ),
+    "bench data": Verb(
+        "essa_dist.bench",
+        "bench_data",
+        "essa_dist.bench:BenchDataConfig",
+        "time decoding and cropping: PIL, torchvision v2, ours and DALI, in turns",
+        example="essa bench data",
+    ),
     "demo": Verb(
         "essa_dist.demo",
         "demo",
@@ -93,7 +132,27 @@ VERBS: dict[str, Verb] = {
         recipe="configs/demo.yaml",
     ),
 }
-"""Name of the verb to where it lives. Nothing is imported before its verb is called."""
+"""Name of the verb, one word or two, to where it lives. Nothing is imported before its verb is called."""
+
+
+def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that ``words`` (not none) begin with, and the words behind it: `pack index` is one, not `pack` of `index`.
+
+    Raises UsageError with the verbs that there are.
+    """
+    from essa_dist.errors import UsageError
+    from essa_dist.nearest import nearest
+
+    for n in (2, 1):
+        name = " ".join(words[:n])
+        if name in VERBS:
+            return name, list(words[n:])
+    family = [name for name in VERBS if name.startswith(f"{words[0]} ")]
+    if family:
+        raise UsageError(f"essa {words[0]} needs a second word: {', '.join(family)}")
+    best = nearest(words[0], VERBS)
+    hint = f"; did you mean {best}?" if best else ""
+    raise UsageError(f"no verb {words[0]!r}; verbs are {', '.join(VERBS)}{hint}")
 
 
 def config_class(verb: Verb) -> "type[Config]":

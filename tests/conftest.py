@@ -2,10 +2,12 @@
 
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Before anything imports torch; subprocesses inherit them. Threads that compete for cores can be 10 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,6 +36,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared is not here: its data, weights and golden values can't be used")
     return SHARED
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """``image_folder({"cat": 3, "dog": 2})`` makes a folder of PNG files ``cat/0.png`` ..."""
+
+    def make(counts: dict[str, int], name: str = "images", suffix: str = "png") -> Path:
+        root = tmp_path / name
+        seed = 0
+        for folder, count in counts.items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                picture(seed).save(root / folder / f"{i}.{suffix}")
+                seed += 1
+        return root
+
+    return make
+
+
+def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
+    """Smooth and coloured, so that no two are alike and JPEG keeps them."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from essa_dist.cli.pages import FLAGS, overview, verb_page
 from essa_dist.cli.results import to_json, to_text
 from essa_dist.cli.streams import is_first_on_node, rank, reserved_stdout, set_up_logging
 from essa_dist.errors import Preempted, UsageError
-from essa_dist.verbs import VERBS, config_class, sort_words
+from essa_dist.verbs import VERBS, config_class, sort_words, verb_of
 
 _SHORT = {"-h": "--help", "-V": "--version"}
 _COLLECTIVES = "essa_dist.distributed.collectives"  # not imported here: that would import torch
@@ -72,13 +72,11 @@ def _obey(words: Sequence[str]) -> Outcome:
         return Outcome({"version": __version__}, lambda: f"essa {__version__}\n")
     if not rest or rest[0] == "help":
         return _page(overview())
-    name = rest[0]
-    if name not in VERBS:
-        raise UsageError(f"no verb {name!r}; verbs are {', '.join(VERBS)}{_did_you_mean(name, VERBS)}")
+    name, settings = verb_of(rest)
     if "--help" in flags:
         return _page(verb_page(name))
     set_up_logging(debug=_wants_debug(words))
-    return _call(name, rest[1:])
+    return _call(name, settings)
 
 
 def _page(text: str) -> Outcome:

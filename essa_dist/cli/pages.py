@@ -15,8 +15,8 @@ FLAGS = {
 
 def overview() -> str:
     """``essa --help``: imports nothing, so it comes at once."""
-    verbs = "".join(f"  {name:<10} {verb.help}\n" for name, verb in VERBS.items())
-    flags = "".join(f"  {name:<10} {meaning}\n" for name, meaning in FLAGS.items())
+    verbs = "".join(f"  {name:<12} {verb.help}\n" for name, verb in VERBS.items())
+    flags = "".join(f"  {name:<12} {meaning}\n" for name, meaning in FLAGS.items())
     return (
         f"essa {__version__}: adapt vision transformers to medical images by self-supervision, training an adapter only\n\n"
         f"usage: essa VERB [CONFIG.yaml] [key=value ...] [--json] [--help]\n\n{verbs}\n{flags}\n"

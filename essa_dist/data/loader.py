@@ -2,22 +2,24 @@
 
 import atexit
 import logging
-import os
-import signal
 from collections.abc import Generator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
-from torch.utils.data import DataLoader, Sampler
+from pydantic import Field, field_validator
+from torch.utils.data import DataLoader
 
-from essa_dist.data.augment import CropConfig
 from essa_dist.data.batch import Batch
+from essa_dist.data.dali.decoder import DaliDecoder
+from essa_dist.data.dali.encoded import EncodedBatches
 from essa_dist.data.masks import MaskConfig
 from essa_dist.data.plan import SamplePlan, rank_slice
 from essa_dist.data.quota import BadQuota
-from essa_dist.data.rank_batches import Failed, RankBatches, Request
-from essa_dist.data.shards import PackedImages
+from essa_dist.data.rank_batches import CropBatches, Failed
+from essa_dist.data.shards import PackedImages, open_packed
+from essa_dist.data.steps import Steps
+from essa_dist.data.views import CropConfig
+from essa_dist.data.workers import as_it_is, auto_workers, begin_worker, end_workers, explain_deaths
 from essa_dist.errors import DataError, UsageError
 from essa_dist.settings import Config
 
@@ -29,24 +31,47 @@ class DataConfig(Config):
 
     train: str = ""
     """The packed data set: `DIR` or `DIR:split`. Required for `essa adapt`."""
+    decoder: Literal["torchvision", "dali"] = "torchvision"
+    """Who decodes, crops and changes the images. `torchvision`: the worker processes, on the CPU, by the formulas of
+    torchvision's v2 transforms. `dali`: NVIDIA DALI, on the GPU where there is one; same samples, boxes, flips and
+    amounts, colours within a few grey levels."""
+    window: Literal["header"] | tuple[float, float] = "header"
+    """Real values shown black and white, e.g. `[-1000, 400]` in Hounsfield units; `header`: each image's own."""
+    window_jitter: float = Field(default=0, ge=0, le=0.9)
+    """16-bit images: the window's centre moves by up to this share of its width, and its width changes by up to it."""
     crops: CropConfig = CropConfig()
     """Multi-crop augmentation."""
     masks: MaskConfig = MaskConfig()
     """Patches hidden from the student."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode and crop, for each rank; 0: the training process does it itself; `auto`: the rank's
-    share of the machine's CPU cores, 1 to 16."""
+    """Processes that read, decode and crop, for each rank (with `dali` they read, and DALI has as many threads); 0: the
+    training process does it itself; `auto`: the rank's share of the machine's CPU cores, 1 to 16."""
     prefetch: int = Field(default=2, ge=1)
     """Batches that each worker prepares ahead; they wait in shared memory."""
+    read_ahead: int = Field(default=2, ge=0)
+    """Batches after those that remote storage is told of, so that it can fetch them in time; from a disk: no use."""
     bad_sample_quota: BadQuota = BadQuota()
     """How many different samples may be undecodable; each is replaced by the next one of the data set."""
+
+    @field_validator("window")
+    @classmethod
+    def _ordered(cls, window: Any) -> Any:
+        if window != "header" and not window[0] < window[1]:
+            raise ValueError(f"the lower value comes first, got {window[0]:g}, {window[1]:g}")
+        return window
+
+    def open(self) -> PackedImages:
+        """The images of ``train``, seen through ``window``. Raises as :func:`open_packed` does."""
+        window = None if self.window == "header" else self.window
+        return open_packed(self.train, prefer=("unlabelled", "train"), window=window)
 
 
 class CropLoader:
     """Makes one rank's batches of a run.
 
-    Raises UsageError where the global batch can't be shared evenly by the ranks, a crop is no whole number of
-    patches, or there are fewer than two samples.
+    ``device``: where DALI decodes; its batches are on it already. Raises UsageError where the global batch can't be
+    shared evenly by the ranks, a crop is no whole number of patches, there are fewer than two samples, or DALI is
+    asked for and missing.
     """
 
     def __init__(
@@ -59,33 +84,48 @@ class CropLoader:
         rank: int = 0,
         world_size: int = 1,
         patch_size: int,
+        device: torch.device | str = "cpu",
     ) -> None:
-        _check_patches(config.crops, patch_size)
+        check_patches(config.crops, patch_size)
         mine = rank_slice(global_batch, rank, world_size)
         self._allowed = config.bad_sample_quota.allowed(len(images))
         self._samples = len(images)
         self._bad: dict[str, None] = {}  # a set that keeps its order
-        self._steps = _Steps(SamplePlan(len(images), seed), global_batch, mine)
-        workers = _auto_workers() if config.workers == "auto" else config.workers
-        self._items: Iterator[Batch | Failed] | None = None
-        self._loader: DataLoader[Batch | Failed] = DataLoader(
-            RankBatches(
-                images,
-                config.crops,
-                config.masks,
-                seed=seed,
-                global_batch=global_batch,
-                mine=mine,
-                patch_size=patch_size,
-                allowed=self._allowed,
-            ),
+        workers = auto_workers() if config.workers == "auto" else config.workers
+        self._steps = Steps(
+            SamplePlan(len(images), seed),
+            global_batch,
+            mine,
+            # Requests go round the workers: a worker's next one is as many steps on as there are workers.
+            ahead=[max(1, workers) * (n + 1) for n in range(config.read_ahead)],
+        )
+        maker = EncodedBatches if config.decoder == "dali" else CropBatches
+        batches = maker(
+            images,
+            config.crops,
+            config.masks,
+            seed=seed,
+            global_batch=global_batch,
+            mine=mine,
+            patch_size=patch_size,
+            allowed=self._allowed,
+            window_jitter=config.window_jitter,
+        )
+        self._dali = (
+            DaliDecoder(batches, threads=max(1, workers), device=torch.device(device))
+            if isinstance(batches, EncodedBatches)
+            else None
+        )
+        self._items: Iterator[Any] | None = None
+        self._loader: DataLoader[Any] = DataLoader(
+            batches,
             sampler=self._steps,
             batch_size=None,  # a request is a whole batch already
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=workers,
             prefetch_factor=config.prefetch if workers else None,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_main,
+            pin_memory=self._dali is None and torch.cuda.is_available(),
+            worker_init_fn=begin_worker,
         )
 
     @property
@@ -105,7 +145,8 @@ class CropLoader:
             self.close
         )  # before multiprocessing's own hook, which would wait for the workers for ever
         try:
-            for item in _explaining_dead_workers(items):
+            made = explain_deaths(items)
+            for item in self._dali.batches(made) if self._dali else made:
                 self._note(item.bad)
                 if isinstance(item, Failed):
                     raise DataError(item.reason)
@@ -117,11 +158,8 @@ class CropLoader:
     def close(self) -> None:
         """End the workers. Happens by itself when :meth:`batches` ends, is closed or the program exits."""
         atexit.unregister(self.close)
-        # Not by dropping the iterator: a kept traceback may hold it, and the workers don't heed SIGTERM.
-        shutdown = getattr(self._items, "_shutdown_workers", None)
-        self._items = None
-        if shutdown is not None:
-            shutdown()
+        items, self._items = self._items, None
+        end_workers(items)
 
     def _note(self, bad: Sequence[str]) -> None:
         for where in bad:
@@ -135,51 +173,7 @@ class CropLoader:
             )
 
 
-class _Steps(Sampler[Request]):
-    """One request per step of ``range``. Runs in the main process; workers never see the plan."""
-
-    def __init__(self, plan: SamplePlan, global_batch: int, mine: slice) -> None:
-        self.plan, self.global_batch, self.mine = plan, global_batch, mine
-        self.range = range(0)
-
-    def __iter__(self) -> Iterator[Request]:
-        for step in self.range:
-            positions = self.plan.positions(step, self.global_batch)[self.mine]
-            yield Request(step, positions, [self.plan.index(position) for position in positions])
-
-    def __len__(self) -> int:
-        return len(self.range)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _explaining_dead_workers(items: Iterator[Batch | Failed]) -> Iterator[Batch | Failed]:
-    try:
-        yield from items
-    except (RuntimeError, OSError, EOFError) as error:  # the last two: its end of a pipe is gone
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            "a data worker was killed, most often for want of memory or of shared memory (/dev/shm): "
-            "lower data.workers or data.prefetch, or give the container more"
-        ) from error
-
-
-def _leave_signals_to_main(_worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; only the main process may decide to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _auto_workers() -> int:
-    cores = len(os.sched_getaffinity(0))
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-    return min(16, max(1, cores // ranks_here))
-
-
-def _check_patches(crops: CropConfig, patch_size: int) -> None:
+def check_patches(crops: CropConfig, patch_size: int) -> None:
     for name, size in (("global_size", crops.global_size), ("local_size", crops.local_size)):
         if size % patch_size:
             below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size

@@ -10,8 +10,11 @@ from essa_dist.errors import DataError, UsageError
 from essa_dist.settings import Config
 
 MANIFEST_FILE = "manifest.json"
-INDEX_FILE = "index.npz"
-FORMAT_VERSION: Literal[1] = 1
+INDEX_FILE = "index.arrow"
+FORMAT_VERSION: Literal[2] = 2
+
+QUARANTINE_FILE = "quarantine.csv"
+"""Columns ``path`` and ``reason``: what was left out. Absent where nothing was."""
 
 UNLABELLED = "unlabelled"
 """Name of the split, and of the entry in ``counts``, of samples without a label."""
@@ -21,6 +24,7 @@ class Shard(Config):
     """One tar file."""
 
     file: str
+    """Path from the manifest's folder, or an absolute path or URL where the tar was indexed in its place."""
     split: str
     count: int
     """Samples."""
@@ -32,24 +36,33 @@ class Shard(Config):
 class Manifest(Config):
     """Identity, contents and provenance of a packed data set."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
+    label_kind: Literal["none", "single", "multi"]
+    """Whether a sample has no label, one class, or any number of classes at once."""
     classes: tuple[str, ...]
-    """Class names; a label is an index into them."""
+    """Class names; a label is an index into them, a multi-label one flag for each of them."""
+    mask_classes: tuple[str, ...] = ()
+    """Names of the values of segmentation masks, ``background`` first; empty: no masks."""
     splits: tuple[str, ...]
     shards: tuple[Shard, ...]
+    """Split after split."""
     counts: dict[str, dict[str, int]]
-    """Samples by split and class; those without a label under ``unlabelled``."""
+    """Samples by split and class (each of its classes, where there may be several); those without under ``unlabelled``."""
+    samples: dict[str, int]
+    """Samples by split."""
+    patients: dict[str, int] = {}
+    """Different patients by split; empty where patients are not known."""
+    bits: dict[str, int]
+    """Samples by bit depth as stored: ``8``, ``16``."""
     mean: tuple[float, float, float]
-    """Per channel, of all stored pixels, on the scale 0..1."""
+    """Per channel, of all pixels as they are shown (16-bit ones in the sample's own window), on the scale 0..1."""
     std: tuple[float, float, float]
     source: str
     licence: str
     attribution: str
     skipped: dict[str, int]
-    """Files left out, by reason."""
-    skipped_files: dict[str, str]
-    """Each file left out, with its reason."""
+    """Samples and files left out, by reason; each is named in ``quarantine.csv``."""
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

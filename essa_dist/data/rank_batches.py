@@ -2,24 +2,30 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from essa_dist.data.augment import CropConfig, make_crops
+from essa_dist.data.augment import make_crops
 from essa_dist.data.batch import Batch
 from essa_dist.data.masks import MaskConfig, draw_masks
+from essa_dist.data.pixels import Bounds
 from essa_dist.data.plan import sample_seed
 from essa_dist.data.shards import PackedImages, UndecodableImage
+from essa_dist.data.views import CropConfig, draw_window
 from essa_dist.errors import DataError
+
+Sample = TypeVar("Sample")
+Item = TypeVar("Item")
 
 
 class Request(NamedTuple):
     step: int
     positions: Sequence[int]  # of this rank's samples in the stream
     indices: Sequence[int]  # of the same samples in the data set
+    ahead: Sequence[int] = ()  # samples that the same worker reads soon, in that order
 
 
 class Failed(NamedTuple):
@@ -29,8 +35,18 @@ class Failed(NamedTuple):
     bad: tuple[str, ...]
 
 
-class RankBatches(Dataset[Batch | Failed]):
-    """Answers a request with its batch: decode, crop, mask."""
+class Origin(NamedTuple):
+    """What is known of a batch besides its pixels."""
+
+    request: Request
+    indices: tuple[int, ...]  # of the samples in it: those of the request, or what took their places
+    keys: tuple[str, ...]
+    bad: tuple[str, ...]
+    masks: Tensor  # [2, B, N] bool
+
+
+class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
+    """Answers a request with its batch: read, replace what is broken, mask. Subclasses say what is made of a sample."""
 
     def __init__(
         self,
@@ -43,13 +59,23 @@ class RankBatches(Dataset[Batch | Failed]):
         mine: slice,
         patch_size: int,
         allowed: int,
+        window_jitter: float = 0,
     ) -> None:
         self.images, self.crops, self.masks = images, crops, masks
         self.seed, self.allowed = seed, allowed
         self.global_batch, self.mine = global_batch, mine
         self.grid = (crops.global_size // patch_size,) * 2
+        self.window_jitter = window_jitter
 
-    def __getitem__(self, request: Request) -> Batch | Failed:
+    def prepare(self, i: int, encoded: bytes, seed: int) -> Sample:
+        """What a batch needs of sample ``i``. Raises UndecodableImage where it is broken."""
+        raise NotImplementedError
+
+    def together(self, samples: list[Sample], origin: Origin) -> Item:
+        """The batch of these samples."""
+        raise NotImplementedError
+
+    def __getitem__(self, request: Request) -> Item | Failed:
         bad: list[str] = []
         try:
             with _one_thread():
@@ -57,30 +83,35 @@ class RankBatches(Dataset[Batch | Failed]):
         except DataError as error:
             return Failed(str(error), tuple(bad))
 
-    def _batch(self, request: Request, bad: list[str]) -> Batch:
-        views, keys = [], []
-        for position, index in zip(request.positions, request.indices, strict=True):
-            image, key = self._decode(index, bad)
-            views.append(make_crops(image, self.crops, sample_seed(self.seed, position)))
-            keys.append(key)
-        return Batch(
-            global_crops=torch.stack([globals_ for globals_, _ in views], dim=1),
-            local_crops=torch.stack([locals_ for _, locals_ in views], dim=1),
-            masks=self._draw(request.step),
-            keys=tuple(keys),
-            step=request.step,
-            bad=tuple(bad),
+    def bounds(self, i: int, seed: int) -> Bounds:
+        """The stored values of sample ``i`` shown black and white, jittered where that is asked for and it has 16 bits."""
+        bounds = self.images.bounds(i)
+        if self.window_jitter and self.images.index.bits[i] == 16:
+            return draw_window(bounds, self.window_jitter, seed)
+        return bounds
+
+    def _batch(self, request: Request, bad: list[str]) -> Item:
+        encoded = self.images.read_many(request.indices)
+        self.images.ahead(request.ahead)
+        indices, samples = [], []
+        for position, index, data in zip(request.positions, request.indices, encoded, strict=True):
+            i, sample = self._usable(index, data, sample_seed(self.seed, position), bad)
+            indices.append(i)
+            samples.append(sample)
+        keys = tuple(self.images.keys[i] for i in indices)
+        return self.together(
+            samples, Origin(request, tuple(indices), keys, tuple(bad), self._draw(request.step))
         )
 
-    def _decode(self, index: int, bad: list[str]) -> tuple[Tensor, str]:
+    def _usable(self, index: int, encoded: bytes, seed: int, bad: list[str]) -> tuple[int, Sample]:
         """The sample, or the next one that can be decoded; the broken ones are appended to ``bad``."""
         tries = min(len(self.images), self.allowed + 1)  # one more than allowed is enough to end the run
-        for i in range(index, index + tries):
-            place = i % len(self.images)
+        for attempt in range(tries):
+            i = (index + attempt) % len(self.images)
             try:
-                return self.images.decode(place), self.images.keys[place]
+                return i, self.prepare(i, self.images.read(i) if attempt else encoded, seed)
             except UndecodableImage:
-                bad.append(self.images.where(place))
+                bad.append(self.images.where(i))
         raise DataError(
             f"{tries} samples in a row can't be decoded, the last is {bad[-1]}: pack the data again"
         )
@@ -98,6 +129,26 @@ class RankBatches(Dataset[Batch | Failed]):
             grid=self.grid,
         )
         return torch.from_numpy(masks).view(2, len(places), -1)
+
+
+class CropBatches(RankBatches[tuple[Tensor, Tensor], Batch]):
+    """The batches of ``data.decoder=torchvision``: decoded and cropped in the worker."""
+
+    def prepare(self, i: int, encoded: bytes, seed: int) -> tuple[Tensor, Tensor]:
+        """The global and the local crops of sample ``i``."""
+        image = self.images.decode(i, encoded=encoded, bounds=self.bounds(i, seed))
+        return make_crops(image, self.crops, seed)
+
+    def together(self, samples: list[tuple[Tensor, Tensor]], origin: Origin) -> Batch:
+        """See :class:`RankBatches`."""
+        return Batch(
+            global_crops=torch.stack([globals_ for globals_, _ in samples], dim=1),
+            local_crops=torch.stack([locals_ for _, locals_ in samples], dim=1),
+            masks=origin.masks,
+            keys=origin.keys,
+            step=origin.request.step,
+            bad=origin.bad,
+        )
 
 
 @contextmanager

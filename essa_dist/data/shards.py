@@ -1,30 +1,31 @@
 """Read a packed data set: WebDataset tars beside a manifest and an index of byte offsets.
 
-The index turns a tar into random access: one ``pread`` per image, whatever the order of the sample plan.
+The index turns a tar into random access: one read per image, whatever the order of the sample plan.
 """
 
-import io
+import copy
 import logging
-import os
-from collections import OrderedDict
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from essa_dist.data.index import Index, Keys, read_index
-from essa_dist.data.manifest import INDEX_FILE, Manifest, Shard, read_manifest
+from essa_dist.data.index import NONE, Index, read_index
+from essa_dist.data.manifest import INDEX_FILE, Manifest, read_manifest
+from essa_dist.data.pixels import Bounds, decode, read_stored
+from essa_dist.data.remote import CacheConfig, RemoteShards, open_indexed, open_remote
+from essa_dist.data.remote.urls import is_url, shown, split_ref
+from essa_dist.data.storage import LocalShards, Range, Storage, Uses, check_shard
 from essa_dist.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
 
-OPEN_TARS = 128
-"""File descriptors held at once: sets of thousands of shards must fit the usual limit of 1024."""
+Made = TypeVar("Made")
 
 
 class UndecodableImage(DataError):
@@ -32,117 +33,171 @@ class UndecodableImage(DataError):
 
 
 class PackedImages:
-    """The images of one split. Cheap to pickle and safe to fork: file descriptors are opened where they are used."""
+    """The images of one split. Cheap to pickle (another process maps the index again) and safe to fork."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, index: Index) -> None:
-        self.folder, self.manifest, self.split = folder, manifest, split
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        index: Index,
+        storage: Storage,
+        window: tuple[float, float] | None = None,
+    ) -> None:
+        self.folder, self.manifest, self.split, self.storage = folder, manifest, split, storage
+        self.index = index
+        """Of this split's samples."""
+        self.window = window
+        """Real values (Hounsfield units, ...) shown black and white; None: each sample's own, from its header."""
         self.classes: tuple[str, ...] = manifest.classes
-        self.keys = Keys(index.key)
-        self.labels: NDArray[np.int64] | None = index.label if bool((index.label >= 0).all()) else None
-        """Class of each sample; None where any sample has none."""
-        self._index = index
-        self._tars: OrderedDict[int, int] = OrderedDict()  # shard number -> file descriptor, oldest first
+        self.keys: Sequence[str] = index.key
+        self.labels: NDArray[np.int64] | None = (
+            index.label.astype(np.int64)
+            if manifest.label_kind == "single" and len(index) and int(index.label.min()) >= 0
+            else None
+        )
+        """Class of each sample; None where any sample has none, or may have several."""
+        self.label_matrix: NDArray[np.int8] | None = index.labels
+        """[n, classes] of 0, 1 and -1 (not known), where a sample may have several classes."""
+        self.patients: NDArray[np.int32] | None = (
+            index.patient if len(index) and int(index.patient.min()) >= 0 else None
+        )
+        """Number of each sample's patient, the same in every split; None where any is not known."""
 
     def __len__(self) -> int:
-        return len(self._index.offset)
+        return len(self.index)
 
     def read(self, i: int) -> bytes:
         """The encoded image of sample ``i``. Raises DataError where its tar is missing or too short."""
-        number, offset, length = (
-            int(column[i]) for column in (self._index.shard, self._index.offset, self._index.length)
-        )
-        try:
-            found = os.pread(self._tar(number), length, offset)
-        except OSError as error:
-            raise DataError(f"{self.where(i)} can't be read: {error.strerror}; check the disk") from error
-        if len(found) != length:
-            check_shard(self.folder, self.manifest.shards[number])
-            raise DataError(
-                f"{self.where(i)}: expected {length} bytes, found {len(found)}: pack the data again"
-            )
-        return found
+        return self.read_many([i])[0]
 
-    def decode(self, i: int) -> Tensor:
+    def read_many(self, samples: Sequence[int], uses: Uses | None = None) -> list[bytes]:
+        """The encoded images of several samples at once, which is faster from remote storage.
+
+        ``uses`` tell the local cache of remote storage what to keep.
+        """
+        return self.storage.read([self._range(i) for i in samples], uses)
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        """Announce what will be read next, in that order; returns at once."""
+        self.storage.ahead([self._range(i) for i in samples])
+
+    def decode(self, i: int, encoded: bytes | None = None, bounds: Bounds | None = None) -> Tensor:
         """Sample ``i`` as uint8 RGB [3, H, W], a view of interleaved pixels (the layout that resizes fastest).
 
+        ``encoded``: its bytes, where they were read before; ``bounds``: other than :meth:`bounds` gives.
         Raises DataError where the tar can't be read, UndecodableImage where the image can't be decoded.
         """
-        encoded = self.read(i)
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                pixels = np.array(image.convert("RGB"))
-        except Exception as error:  # a broken file makes Pillow raise almost anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UndecodableImage(f"{self.where(i)}: {reason}") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        size = int(self.index.height[i]), int(self.index.width[i])
+        data = self.read(i) if encoded is None else encoded
+        return self._guarded(
+            i,
+            data,
+            lambda: decode(data, bits=int(self.index.bits[i]), size=size, bounds=bounds or self.bounds(i)),
+        )
+
+    def bounds(self, i: int) -> Bounds:
+        """The stored values of sample ``i`` that are shown black and white."""
+        if self.window is None:
+            return Bounds(float(self.index.low[i]), float(self.index.high[i]))
+        slope, intercept = float(self.index.slope[i]), float(self.index.intercept[i])
+        low, high = sorted((real - intercept) / slope for real in self.window)
+        return Bounds(low, high)
+
+    def mask(self, i: int) -> Tensor | None:
+        """The segmentation mask of sample ``i``, uint8 [H, W] of indices into ``manifest.mask_classes``; None: none."""
+        offset = int(self.index.mask_offset[i])
+        if offset == NONE:
+            return None
+        wanted = Range(int(self.index.shard[i]), offset, int(self.index.mask_length[i]))
+        size = int(self.index.height[i]), int(self.index.width[i])
+        (data,) = self.storage.read([wanted])
+        pixels = self._guarded(i, None, lambda: read_stored(data, bits=8, size=size))
+        return torch.from_numpy(np.ascontiguousarray(pixels[:, :, 0]))
 
     def where(self, i: int) -> str:
         """``shard:key`` of sample ``i``, for messages."""
-        return f"{self.manifest.shards[int(self._index.shard[i])].file}:{self.keys[i]}"
+        return f"{self.manifest.shards[int(self.index.shard[i])].file}:{self.keys[i]}"
 
-    def _tar(self, number: int) -> int:
-        if number in self._tars:
-            self._tars.move_to_end(number)
-            return self._tars[number]
-        shard = self.manifest.shards[number]
+    def _range(self, i: int) -> Range:
+        return Range(int(self.index.shard[i]), int(self.index.offset[i]), int(self.index.length[i]))
+
+    def _guarded(self, i: int, data: bytes | None, work: Callable[[], Made]) -> Made:
+        """``work()``; UndecodableImage where the bytes aren't those that were packed, or can't be decoded."""
+        if data is not None and zlib.crc32(data) != int(self.index.crc32[i]):
+            raise UndecodableImage(f"{self.where(i)}: its bytes have changed since it was packed (checksum)")
         try:
-            descriptor = os.open(self.folder / shard.file, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(_damaged(self.folder, shard, error.strerror or "unreadable")) from error
-        if len(self._tars) >= OPEN_TARS:
-            os.close(self._tars.popitem(last=False)[1])
-        self._tars[number] = descriptor
-        return descriptor
+            return work()
+        except Exception as error:  # a broken file makes decoders raise almost anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UndecodableImage(f"{self.where(i)}: {reason}") from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tars": OrderedDict()}
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_tars", {}).values():
-            os.close(descriptor)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The storage is copied for ``copy.copy``: each thread has descriptors of its own.
+        return _reopen, (self.folder, self.split, copy.copy(self.storage), self.window)
 
 
-def open_packed(ref: str, prefer: Sequence[str] = ()) -> PackedImages:
-    """Open ``DIR`` or ``DIR:split``.
+def open_packed(
+    ref: str,
+    prefer: Sequence[str] = (),
+    window: tuple[float, float] | None = None,
+    cache: CacheConfig | None = None,
+) -> PackedImages:
+    """Open ``DIR`` or ``DIR:split``, where DIR is a folder or an address (``s3://bucket/packed``).
 
-    A set of several splits given without one takes the first of ``prefer`` that it has.
-    Raises UsageError for a wrong reference, DataError for a missing or truncated shard.
+    A set of several splits given without one takes the first of ``prefer`` that it has. ``window``: see
+    :class:`PackedImages`; ``cache``: how remote data are fetched and kept. Raises UsageError for a wrong reference,
+    DataError for a missing or truncated shard.
     """
     if not ref:
         raise UsageError(
             "no data set given: name a packed one, e.g. data.train=PACKED (make it: essa pack IMAGES out=PACKED)"
         )
+    ref = ref.removeprefix("file://")
+    if is_url(ref):
+        url, split = split_ref(ref)
+        storage = open_remote(url, cache)
+        return _open_remote(url, split, prefer, storage, window)
     folder, split = _parse(ref)
     manifest = read_manifest(folder)
+    if any(is_url(shard.file) for shard in manifest.shards):  # foreign tars, indexed in their place
+        return _open_remote(str(folder), split, prefer, open_indexed(folder, cache), window)
     split = _choose_split(ref, split, manifest.splits, prefer)
     for shard in manifest.shards:
         if shard.split == split:
             check_shard(folder, shard)
+    return _open(folder, manifest, split, LocalShards(folder, manifest.shards), window)
+
+
+def _open_remote(
+    where: str,
+    split: str | None,
+    prefer: Sequence[str],
+    storage: RemoteShards,
+    window: tuple[float, float] | None,
+) -> PackedImages:
+    manifest = read_manifest(storage.folder)
+    split = _choose_split(shown(where), split, manifest.splits, prefer)
+    storage.check(split)
+    return _open(storage.folder, manifest, split, storage, window)
+
+
+def _open(
+    folder: Path, manifest: Manifest, split: str, storage: Storage, window: tuple[float, float] | None
+) -> PackedImages:
     index = read_index(folder)
-    expected = sum(shard.count for shard in manifest.shards)
-    if len(index.offset) != expected:
+    counts = [shard.count for shard in manifest.shards]
+    if len(index) != sum(counts):
         raise DataError(
-            f"{folder / INDEX_FILE} lists {len(index.offset)} samples, the manifest {expected}: pack the data again"
+            f"{folder / INDEX_FILE} lists {len(index)} samples, the manifest {sum(counts)}: pack the data again"
         )
-    of_split = np.array([shard.split == split for shard in manifest.shards])
-    return PackedImages(folder, manifest, split, index.take(np.flatnonzero(of_split[index.shard])))
+    of_split = [number for number, shard in enumerate(manifest.shards) if shard.split == split]
+    start, stop = sum(counts[: of_split[0]]), sum(counts[: of_split[-1] + 1])
+    return PackedImages(folder, manifest, split, index.rows(start, stop), storage, window)
 
 
-def check_shard(folder: Path, shard: Shard) -> None:
-    """DataError unless the tar has the size that the manifest gives."""
-    try:
-        found = (folder / shard.file).stat().st_size
-    except OSError as error:
-        raise DataError(_damaged(folder, shard, "no such file")) from error
-    if found != shard.bytes:
-        raise DataError(_damaged(folder, shard, f"found {found} bytes"))
-
-
-def _damaged(folder: Path, shard: Shard, found: str) -> str:
-    return (
-        f"shard {folder / shard.file} is damaged: expected {shard.bytes} bytes, {found}; "
-        "copy it again or pack the data again"
-    )
+def _reopen(folder: Path, split: str, storage: Storage, window: tuple[float, float] | None) -> PackedImages:
+    return _open(folder, read_manifest(folder), split, storage, window)
 
 
 def _parse(ref: str) -> tuple[Path, str | None]:

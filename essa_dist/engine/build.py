@@ -12,7 +12,7 @@ from essa_dist.backbones import build_backbone
 from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.batch import check_channels
 from essa_dist.data.loader import CropLoader
-from essa_dist.data.shards import PackedImages, open_packed
+from essa_dist.data.shards import PackedImages
 from essa_dist.distributed.collectives import all_gather
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.optim import build_optimizer
@@ -49,7 +49,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
         raise UsageError(
             "data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)"
         )
-    images = open_packed(config.data.train, prefer=("unlabelled", "train"))
+    images = config.data.open()
     check_channels(config.backbone.in_chans)  # before seconds of loading
     backbone = build_backbone(config.backbone, seed=config.seed)
     trunk_sha256 = parameters_sha256(backbone)
@@ -68,6 +68,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         patch_size=backbone.patch_size,
+        device=accelerator.device,
     )
     model, prepared = accelerator.prepare(objective, optimizer)
     steps_per_epoch = max(1, len(images) // config.batch_size)

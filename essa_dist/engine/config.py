@@ -45,6 +45,8 @@ class RunConfig(Config):
     """CPU threads of the training process (null: torch's choice)."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
+    ledger: bool = False
+    """Record the sample keys of every step, for `essa data ledger`; some 30 bytes a sample."""
     backbone: BackboneConfig = BackboneConfig()
     """The vision transformer and its pretrained weights."""
     adapter: AdapterConfig = APLAConfig()

@@ -16,7 +16,17 @@ from essa_dist.engine.config import RunConfig
 from essa_dist.errors import UsageError
 from essa_dist.settings import load, to_yaml
 
-FREE_TO_CHANGE = {"out", "resume", "overwrite", "device", "threads", "log_every", "checkpoint", "guard"}
+FREE_TO_CHANGE = {
+    "out",
+    "resume",
+    "overwrite",
+    "device",
+    "threads",
+    "log_every",
+    "checkpoint",
+    "guard",
+    "ledger",
+}
 """Keys that a resumed run may give another value: they do not touch what is computed."""
 
 

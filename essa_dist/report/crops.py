@@ -1,20 +1,16 @@
 """The first crops that the run trained on, made again from its config."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from essa_dist.backbones import BackboneConfig, build_architecture
-from essa_dist.data import Batch, open_packed
-from essa_dist.data.loader import CropLoader, DataConfig
-from essa_dist.errors import EssaError, UsageError
+from essa_dist.data import Batch
+from essa_dist.errors import EssaError
 from essa_dist.report.pictures import Pixels, draw_crops, pixels
 from essa_dist.report.record import Record
 from essa_dist.report.section import Missing, Picture, Section
+from essa_dist.report.steps import seen_step
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +22,7 @@ TITLE = "Augmented crops"
 def crops_section(record: Record, out: Path) -> Section:
     """Views of the first training images; says so where the data or the config can't be had."""
     try:
-        batch = first_batch(record.config)
+        batch = seen_step(record.config, 1, count=SAMPLES).batch
     except (EssaError, OSError, ValueError) as error:
         text = " ".join(str(error).split())
         log.warning("no pictures of crops: %s", text)
@@ -42,30 +38,6 @@ def crops_section(record: Record, out: Path) -> Section:
         caption=f"The first training images of the run, one a column, as the model got them ({sizes}, before normalisation).",
     )
     return Section(TITLE, pictures=(picture,))
-
-
-def first_batch(config: Mapping[str, Any]) -> Batch:
-    """The first samples of the run's first step, uint8.
-
-    Augmentations follow from the seed and a sample's place in the stream, not from the batch size, so a small
-    batch shows the run's own crops (its masks, which do depend on the batch, differ). Raises UsageError,
-    DataError or ValueError where the config or the images aren't those of a run.
-    """
-    if not isinstance(config.get("data"), dict) or not isinstance(config.get("backbone"), dict):
-        raise UsageError("config.yaml has no data and backbone sections: it is not one that adapt wrote")
-    data = DataConfig.model_validate(config["data"]).model_copy(
-        update={"workers": 0}
-    )  # eight images: no processes
-    with torch.device("meta"):  # the patch size is all that is wanted of it
-        patch_size = build_architecture(BackboneConfig.model_validate(config["backbone"])).patch_size
-    loader = CropLoader(
-        open_packed(data.train, prefer=("unlabelled", "train")),
-        data,
-        seed=int(config.get("seed", 0)),
-        global_batch=min(int(config.get("batch_size", SAMPLES)), SAMPLES),
-        patch_size=patch_size,
-    )
-    return next(iter(loader.batches(0, 1)))
 
 
 def _views(batch: Batch) -> list[tuple[str, list[Pixels]]]:

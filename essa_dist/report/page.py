@@ -1,6 +1,7 @@
 """Put the page together: one self-contained HTML file, and the PNG files that it embeds."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,13 @@ def _look_sections(record: Record, config: ReportConfig, out: Path) -> list[Sect
 
 
 def render(record: Record, sections: list[Section]) -> str:
-    """The page as HTML. All text of the run is escaped by the template engine."""
+    """The page of a run as HTML."""
+    title = f"Adaptation report: {record.run.resolve().name}"
+    return fill(title, sentence(record), record.notes, sections)
+
+
+def fill(title: str, result: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
+    """A page as HTML: the result in a sentence, notes below it, sections. The template engine escapes all text."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -86,8 +93,7 @@ def render(record: Record, sections: list[Section]) -> str:
     )
     environment.filters["data_uri"] = data_uri
     template = environment.get_template("template.html")
-    title = f"Adaptation report: {record.run.resolve().name}"
-    return template.render(title=title, result=sentence(record), notes=record.notes, sections=sections)
+    return template.render(title=title, result=result, notes=notes, sections=sections)
 
 
 def data_uri(path: Path) -> str:

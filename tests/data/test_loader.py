@@ -5,22 +5,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from essa_dist.data import loader as module
-from essa_dist.data.augment import CropConfig, make_crops
+from essa_dist.data import workers as module
+from essa_dist.data.augment import make_crops
 from essa_dist.data.batch import Batch
 from essa_dist.data.index import read_index
 from essa_dist.data.loader import CropLoader, DataConfig
 from essa_dist.data.masks import MaskConfig
-from essa_dist.data.pack import PackConfig, pack
 from essa_dist.data.plan import SamplePlan, sample_seed
 from essa_dist.data.quota import BadQuota
 from essa_dist.data.shards import open_packed
+from essa_dist.data.storage import Range, Storage
+from essa_dist.data.views import CropConfig
 from essa_dist.errors import DataError, UsageError
+from essa_dist.packing.pack import PackConfig, pack
 
 CROPS = CropConfig(policy="medical", global_size=16, local_size=8, n_local=2)
 STEPS, GLOBAL_BATCH = 5, 4
@@ -304,8 +308,64 @@ def test_automatic_workers_share_the_cores_of_the_machine_among_its_ranks(
 ) -> None:
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert module._auto_workers() == 16
+    assert module.auto_workers() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert module._auto_workers() == 8
+    assert module.auto_workers() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert module._auto_workers() == 1
+    assert module.auto_workers() == 1
+
+
+class Recording:
+    """Storage that remembers what was asked of it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.calls: list[tuple[str, list[Range]]] = []
+
+    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+        self.calls.append(("read", list(ranges)))
+        return self.storage.read(ranges)
+
+    def ahead(self, ranges: Sequence[Range]) -> None:
+        self.calls.append(("ahead", list(ranges)))
+
+
+@pytest.mark.parametrize("decoder", ["torchvision", "dali"])
+def test_a_batch_is_read_at_once_and_storage_is_told_of_the_next_two(packed: Path, decoder: str) -> None:
+    if decoder == "dali":
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
+    images = open_packed(str(packed))
+    images.storage = recording = Recording(images.storage)
+    config = DataConfig(crops=CROPS, workers=0, decoder=decoder)
+    list(CropLoader(images, config, seed=1, global_batch=GLOBAL_BATCH, patch_size=4).batches(1, STEPS))
+    needed = [
+        [images._range(i) for i in SamplePlan(7, seed=1).indices(step, GLOBAL_BATCH)] for step in range(STEPS)
+    ]
+    assert [ranges for kind, ranges in recording.calls if kind == "read"] == needed[1:]
+    assert [ranges for kind, ranges in recording.calls if kind == "ahead"] == [
+        needed[2] + needed[3],
+        needed[3] + needed[4],
+        needed[4],
+        [],
+    ]
+
+
+def test_what_is_announced_to_a_worker_is_what_that_worker_is_asked_for_next(packed: Path) -> None:
+    crops = loader(packed, workers=2)
+    crops._steps.range = range(6)
+    requests = list(crops._steps)
+    for request, later in zip(requests, requests[2:], strict=False):  # the same worker's next, of two
+        assert list(request.ahead)[:GLOBAL_BATCH] == list(later.indices)
+
+
+@pytest.mark.parametrize("window", [[3, 3], [400, -1000]])
+def test_a_window_upside_down_is_refused(window: list[float]) -> None:
+    with pytest.raises(ValidationError, match="the lower value comes first"):
+        DataConfig(window=window)
+
+
+def test_opening_looks_through_the_window(packed: Path) -> None:
+    plain = DataConfig(train=str(packed)).open()
+    bright = DataConfig(train=str(packed), window=(0, 128)).open()
+    expected = (plain.decode(0).float() * 255 / 128).clamp(max=255).round()
+    assert torch.equal(bright.decode(0).float(), expected)

@@ -9,10 +9,11 @@ import yaml
 from PIL import Image
 
 from essa_dist.data import open_packed
+from essa_dist.data.loader import CropLoader, DataConfig
 from essa_dist.errors import UsageError
 from essa_dist.export.models import load_model
 from essa_dist.report import ReportConfig, report
-from essa_dist.report.crops import first_batch
+from essa_dist.report.steps import seen_step
 from essa_dist.report.looks import frozen_model, look_at_images
 from essa_dist.report.record import read_record
 
@@ -64,14 +65,23 @@ def test_given_images_and_base_are_used(run: Path) -> None:
     torch.testing.assert_close(looks.before.patches, looks.after.patches)
 
 
-def test_crops_are_those_of_the_first_step(run: Path) -> None:
-    config = read_record(run).config
-    again = first_batch(config)
-    assert again.global_crops.dtype == torch.uint8
-    assert again.global_crops.shape == (2, 4, 3, 48, 48)
-    assert set(again.keys) <= set(open_packed(config["data"]["train"]).keys)
-    # A larger batch begins with the same crops: what is shown is what was trained on.
-    assert torch.equal(first_batch(config | {"batch_size": 2}).global_crops, again.global_crops[:, :2])
+def test_the_batch_of_any_step_is_the_one_that_was_trained_on(run: Path) -> None:
+    record = read_record(run)
+    data = DataConfig.model_validate(record.config["data"] | {"workers": 0})
+    loader = CropLoader(
+        data.open(),
+        data,
+        seed=record.config["seed"],
+        global_batch=record.config["batch_size"],
+        patch_size=load_model(str(run)).patch_size,
+    )
+    (trained_on,) = loader.batches(1, 2)
+    seen = seen_step(record.config, 2, first=1, count=2)
+    assert seen.batch.keys == trained_on.keys[1:3]
+    assert torch.equal(seen.batch.global_crops, trained_on.global_crops[:, 1:3])
+    assert torch.equal(seen.batch.local_crops, trained_on.local_crops[:, 1:3])
+    assert torch.equal(seen.batch.masks, trained_on.masks[:, 1:3])
+    assert [seen.images.keys[i] for i in seen.indices] == list(seen.batch.keys)
 
 
 def test_images_that_are_gone_are_named_with_the_way_out(run: Path) -> None:

@@ -1,0 +1,74 @@
+"""Read every shard of a packed set, local or remote, and compare it with its checksum in the manifest."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from essa_dist.data.manifest import Shard, read_manifest
+from essa_dist.data.remote.config import CacheConfig
+from essa_dist.data.remote.fetcher import Fetcher
+from essa_dist.data.remote.opening import open_remote
+from essa_dist.data.remote.urls import is_url, join, shown
+from essa_dist.errors import DataError
+
+
+def verify(
+    ref: str, cache: CacheConfig | None = None, progress: Callable[[Shard], None] = lambda _: None
+) -> dict[str, Any]:
+    """Compare the SHA-256 of each shard of the set at ``ref``, a folder or an address without a split.
+
+    ``progress`` is called after each shard. Returns ``ref``, ``shards``, ``bytes`` and ``bad``: what is wrong, by shard.
+    Raises UsageError where there is no packed set.
+    """
+    cache = cache or CacheConfig()
+    folder = open_remote(ref, cache).folder if is_url(ref) else Path(ref)
+    shards = read_manifest(folder).shards
+    bad: dict[str, str] = {}
+    with Fetcher(cache) as fetcher:
+        for shard in shards:
+            remote = is_url(ref) or is_url(shard.file)
+            try:
+                digest = (
+                    fetcher.run(_remote_digest(fetcher, join(ref, shard.file), shard.bytes))
+                    if remote
+                    else _local_digest(folder / shard.file, shard.bytes)
+                )
+                if digest != shard.sha256:
+                    bad[shard.file] = "its bytes have changed (SHA-256)"
+            except DataError as error:
+                bad[shard.file] = str(error)
+            progress(shard)
+    return {
+        "ref": shown(ref),
+        "shards": len(shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "bad": bad,
+    }
+
+
+def _local_digest(path: Path, size: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file.tell()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; copy it again or pack the data again") from error
+    _check_size(str(path), found, size)
+    return digest
+
+
+async def _remote_digest(fetcher: Fetcher, url: str, size: int) -> str:
+    facts = await fetcher.facts(url)
+    _check_size(shown(url), facts.size if facts.size is not None else size, size)
+    digest = hashlib.sha256()
+    async for part in fetcher.parts(url, size):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _check_size(where: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise DataError(
+            f"{where}: expected {expected} bytes, found {found}; copy it again or pack the data again"
+        )

@@ -1,0 +1,58 @@
+"""The loader's worker processes: how many, how they start, and what is said when one dies."""
+
+import gc
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from essa_dist.errors import DataError
+
+Item = TypeVar("Item")
+
+
+def auto_workers() -> int:
+    """The rank's share of the machine's CPU cores, 1 to 16."""
+    cores = len(os.sched_getaffinity(0))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    return min(16, max(1, cores // ranks_here))
+
+
+def begin_worker(_worker: int) -> None:
+    """Runs first in every worker.
+
+    Ctrl-C and SIGTERM reach the whole process group; only the main process may decide to stop. What was inherited is
+    never collected here: objects of a library with threads, such as a DALI pipeline, would wait for threads that a
+    fork does not have.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.freeze()
+
+
+def explain_deaths(items: Iterator[Item]) -> Iterator[Item]:
+    """``items``; DataError instead of torch's report where a worker was killed."""
+    try:
+        yield from items
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: its end of a pipe is gone
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a data worker was killed, most often for want of memory or of shared memory (/dev/shm): "
+            "lower data.workers or data.prefetch, or give the container more"
+        ) from error
+
+
+def end_workers(items: Any) -> None:
+    """End the processes behind a DataLoader's iterator, if there are any.
+
+    Not by dropping the iterator: a kept traceback may hold it, and the workers don't heed SIGTERM.
+    """
+    shutdown = getattr(items, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
+
+
+def as_it_is(item: Any) -> Any:
+    """For DataLoader's ``collate_fn``: a request is a whole batch already."""
+    return item

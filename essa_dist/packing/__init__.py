@@ -1,0 +1,1 @@
+"""Making packed data sets: find files, read their formats, guard, write shards, report."""
