@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
+_NAME_SHOWN = 48  # a longer name, as a reason is, doesn't widen the column
 _LIST_SHOWN = 8  # a longer list is named by its length only; the JSON has it whole
 
 
@@ -41,7 +42,7 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
 
         return before_after(result)
     rows = list(_rows(result))
-    width = max((len(name) for name, _ in rows), default=0)
+    width = max((len(name) for name, _ in rows if len(name) <= _NAME_SHOWN), default=0)
     return "".join(f"{name:<{width}}  {value}".rstrip() + "\n" for name, value in rows)
 
 

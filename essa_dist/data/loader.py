@@ -16,8 +16,10 @@ from essa_dist.data.masks import MaskConfig
 from essa_dist.data.plan import SamplePlan, rank_slice
 from essa_dist.data.quota import BadQuota
 from essa_dist.data.rank_batches import CropBatches, Failed
+from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
-from essa_dist.data.steps import Steps
+from essa_dist.data.steps import Steps, machine_slice
+from essa_dist.data.storage import LocalShards
 from essa_dist.data.views import CropConfig
 from essa_dist.data.workers import as_it_is, auto_workers, begin_worker, end_workers, explain_deaths
 from essa_dist.errors import DataError, UsageError
@@ -50,6 +52,8 @@ class DataConfig(Config):
     """Batches that each worker prepares ahead; they wait in shared memory."""
     read_ahead: int = Field(default=2, ge=0)
     """Batches after those that remote storage is told of, so that it can fetch them in time; from a disk: no use."""
+    cache: CacheConfig = CacheConfig()
+    """How remote data are fetched, and kept on this machine."""
     bad_sample_quota: BadQuota = BadQuota()
     """How many different samples may be undecodable; each is replaced by the next one of the data set."""
 
@@ -63,7 +67,7 @@ class DataConfig(Config):
     def open(self) -> PackedImages:
         """The images of ``train``, seen through ``window``. Raises as :func:`open_packed` does."""
         window = None if self.window == "header" else self.window
-        return open_packed(self.train, prefer=("unlabelled", "train"), window=window)
+        return open_packed(self.train, prefer=("unlabelled", "train"), window=window, cache=self.cache)
 
 
 class CropLoader:
@@ -98,6 +102,9 @@ class CropLoader:
             mine,
             # Requests go round the workers: a worker's next one is as many steps on as there are workers.
             ahead=[max(1, workers) * (n + 1) for n in range(config.read_ahead)],
+            here=None
+            if isinstance(images.storage, LocalShards)
+            else machine_slice(global_batch, rank, world_size),
         )
         maker = EncodedBatches if config.decoder == "dali" else CropBatches
         batches = maker(

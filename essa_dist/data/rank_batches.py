@@ -14,6 +14,7 @@ from essa_dist.data.masks import MaskConfig, draw_masks
 from essa_dist.data.pixels import Bounds
 from essa_dist.data.plan import sample_seed
 from essa_dist.data.shards import PackedImages, UndecodableImage
+from essa_dist.data.storage import Uses
 from essa_dist.data.views import CropConfig, draw_window
 from essa_dist.errors import DataError
 
@@ -26,6 +27,7 @@ class Request(NamedTuple):
     positions: Sequence[int]  # of this rank's samples in the stream
     indices: Sequence[int]  # of the same samples in the data set
     ahead: Sequence[int] = ()  # samples that the same worker reads soon, in that order
+    uses: Uses | None = None  # when this machine needs the samples again, for a cache
 
 
 class Failed(NamedTuple):
@@ -91,7 +93,7 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
         return bounds
 
     def _batch(self, request: Request, bad: list[str]) -> Item:
-        encoded = self.images.read_many(request.indices)
+        encoded = self.images.read_many(request.indices, request.uses)
         self.images.ahead(request.ahead)
         indices, samples = [], []
         for position, index, data in zip(request.positions, request.indices, encoded, strict=True):

@@ -153,9 +153,8 @@ class _Head:
     def read(self, size: int) -> bytes:
         if not self._ahead:
             data = self._stream.read(size)
-            if (
-                not data and self._ended
-            ):  # tarfile would go on to the end of a member that claims to be endless
+            if self._ended and not data:
+                # tarfile would go on to the end of a member that claims to have none.
                 raise EOFError("cut off")
             self._ended = not data
             return data

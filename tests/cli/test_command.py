@@ -18,8 +18,11 @@ Essa = Callable[..., subprocess.CompletedProcess[str]]
     [
         (
             ["adpt"],
-            "no verb 'adpt'; verbs are pack, adapt, evaluate, export, report, config, doctor, demo, try; did you mean adapt?",
+            "no verb 'adpt'; verbs are pack, pack index, data show, data ledger, data report, adapt, evaluate, export, "
+            "report, config, doctor, bench data, demo, try; did you mean adapt?",
         ),
+        (["data"], "essa data needs a second word: data show, data ledger, data report"),
+        (["data", "shwo", "x"], "essa data needs a second word: data show, data ledger, data report"),
         (
             ["try", "--jsno"],
             "no flag '--jsno'; flags are --json, --debug, --help, --version; did you mean --json?",

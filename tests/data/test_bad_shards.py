@@ -241,6 +241,15 @@ def test_a_stream_of_nothing_usable_ends(tmp_path: Path) -> None:
         list(stream_loader(tmp_path).batches(0, 1))
 
 
+def test_a_stream_does_not_search_on_for_one_good_image_among_many_bad(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(
+        tar_of([*((f"{i}.jpg", b"text") for i in range(200)), ("good.jpg", jpeg(0))])
+    )
+    loader = stream_loader(tmp_path)
+    with pytest.raises(DataError, match="11 of the 11 samples read can't be used, 10 are allowed"):
+        list(loader.batches(0, 1))
+
+
 def test_a_tar_that_vanishes_from_a_stream_is_left_out(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.tar").write_bytes(tar_of(SAMPLE))

@@ -21,7 +21,8 @@ from essa_dist.data.masks import MaskConfig
 from essa_dist.data.plan import SamplePlan, sample_seed
 from essa_dist.data.quota import BadQuota
 from essa_dist.data.shards import open_packed
-from essa_dist.data.storage import Range, Storage
+from essa_dist.data.steps import machine_slice
+from essa_dist.data.storage import Range, Storage, Uses
 from essa_dist.data.views import CropConfig
 from essa_dist.errors import DataError, UsageError
 from essa_dist.packing.pack import PackConfig, pack
@@ -321,9 +322,12 @@ class Recording:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.calls: list[tuple[str, list[Range]]] = []
+        self.uses: list[Uses] = []
 
-    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read(self, ranges: Sequence[Range], uses: Uses | None = None) -> list[bytes]:
         self.calls.append(("read", list(ranges)))
+        if uses is not None:  # none where a broken sample is replaced
+            self.uses.append(uses)
         return self.storage.read(ranges)
 
     def ahead(self, ranges: Sequence[Range]) -> None:
@@ -348,6 +352,21 @@ def test_a_batch_is_read_at_once_and_storage_is_told_of_the_next_two(packed: Pat
         needed[4],
         [],
     ]
+    plan = SamplePlan(7, seed=1)
+    for step, uses in enumerate(recording.uses, start=1):
+        assert uses.now == step * GLOBAL_BATCH
+        for position, again in zip(plan.positions(step, GLOBAL_BATCH), uses.again, strict=True):
+            assert again // 7 == position // 7 + 1  # alone on the machine: in the next epoch
+            assert plan.at(range(again, again + 1)) == plan.at(range(position, position + 1))
+
+
+def test_the_part_of_a_machine_is_that_of_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine_slice(24, rank=1, world_size=4) == range(
+        6, 12
+    )  # not started by torchrun: one rank a machine
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert machine_slice(24, rank=3, world_size=4) == range(12, 24)
 
 
 def test_what_is_announced_to_a_worker_is_what_that_worker_is_asked_for_next(packed: Path) -> None:

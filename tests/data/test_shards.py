@@ -11,7 +11,7 @@ from PIL import Image
 
 from essa_dist.data.index import read_index
 from essa_dist.data.manifest import read_manifest
-from essa_dist.data.pack import PackConfig, pack
+from essa_dist.packing.pack import PackConfig, pack
 from essa_dist.data.shards import PackedImages, UndecodableImage, open_packed
 from essa_dist.errors import DataError, UsageError
 
@@ -71,7 +71,7 @@ def test_keys_with_dots_and_long_names_survive_webdataset_and_the_index(tmp_path
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     folder = tmp_path / "src" / ("long" * 30)
     folder.mkdir(parents=True)
-    Image.new("RGB", (16, 16), (1, 2, 3)).save(folder / "scan.v2.été.png")
+    Image.linear_gradient("L").save(folder / "scan.v2.été.png")
     pack(PackConfig(src=str(folder.parent), out=str(tmp_path / "out")))
     images = open_packed(str(tmp_path / "out"))
     (sample,) = webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False)
@@ -101,17 +101,6 @@ def test_an_opened_set_can_be_sent_to_another_process(packed: Path) -> None:
     first = images.read(0)
     copy: PackedImages = pickle.loads(pickle.dumps(images))
     assert copy.read(0) == first
-
-
-def test_the_index_holds_no_pickle(packed: Path) -> None:
-    with np.load(packed / "index.npz", allow_pickle=False) as columns:
-        assert {name: columns[name].dtype.kind for name in columns.files} == {
-            "shard": "i",
-            "offset": "i",
-            "length": "i",
-            "label": "i",
-            "key": "S",
-        }
 
 
 def test_a_truncated_tar_is_named_with_expected_and_found_bytes_when_opened(packed: Path) -> None:
@@ -187,20 +176,12 @@ def test_what_is_no_packed_set_is_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ('{"format_version": 99}', "format_version 99, this program reads 1"),
-        ('{"format_version": 1}', "name: Field required"),
+        ('{"format_version": 1}', "format_version 1, this program reads 2"),
+        ('{"format_version": 2}', "name: Field required"),
     ],
 )
 def test_a_manifest_that_cannot_be_understood_is_one_line(packed: Path, text: str, message: str) -> None:
     (packed / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        open_packed(str(packed))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_index_is_one_line(packed: Path) -> None:
-    path = packed / "index.npz"
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"index\.npz can't be read") as caught:
         open_packed(str(packed))
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
 
 from essa_dist.backbones import Backbone
-from essa_dist.data.pack import PackConfig, pack
+from essa_dist.packing.pack import PackConfig, pack
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.evaluate import EvaluateConfig, evaluate
 

@@ -13,10 +13,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from essa_dist.data.manifest import read_manifest
-from essa_dist.packing.pack import PackConfig, pack
 from essa_dist.data.quota import BadQuota
 from essa_dist.data.shards import open_packed
 from essa_dist.errors import DataError, UsageError
+from essa_dist.packing.pack import PackConfig, pack
 
 
 def packing(src: Path, tmp_path: Path, **settings: object) -> PackConfig:

@@ -213,7 +213,7 @@ def test_a_write_that_the_system_refuses_is_that_line_too(image_folder: ImageFol
 
 def test_two_packs_into_one_folder_do_not_meet(image_folder: ImageFolder, tmp_path: Path) -> None:
     config = packing(image_folder({".": 4}), tmp_path / "out")
-    with locked(tmp_path / "out"), pytest.raises(UsageError, match="another pack into .* is running"):
+    with locked(tmp_path / "out"), pytest.raises(UsageError, match=r"another pack into .* is running"):
         pack(config)
     assert pack(config)["samples"] == 4
 

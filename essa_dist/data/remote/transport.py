@@ -138,7 +138,13 @@ def _make(kind: str, concurrency: int) -> Any:
         filesystem = fsspec.filesystem("s3", **options, config_kwargs={**defaults, **own})
         filesystem.retries = 1
         return filesystem
-    return fsspec.filesystem("http" if kind == "hf" else kind, **options)
+    if (
+        kind == "gs"
+    ):  # not fsspec's choice, which asks by gRPC what kind of bucket it is: gRPC doesn't survive a fork
+        from gcsfs.core import GCSFileSystem
+
+        return GCSFileSystem(**options)
+    return fsspec.filesystem("http", **options)
 
 
 def _hub_headers() -> dict[str, str]:

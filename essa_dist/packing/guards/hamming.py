@@ -35,7 +35,8 @@ class Bucketed(NamedTuple):
 def close_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[Rows, Rows]]:
     """Every pair of positions (a, b), a < b, of hashes that differ in at most ``distance`` bits, once, in blocks.
 
-    Time: for a million hashes of unlike pictures a minute, of look-alikes up to all with all, 10 minutes on one core.
+    Time on one core: 3 s for 100,000 hashes, look-alikes or not; one to two minutes for a million of unlike pictures, at
+    worst (all with all) about 15.
     """
     hashes = _spread_evenly(hashes)
     radii = [(distance - i) // PARTS for i in range(PARTS)]

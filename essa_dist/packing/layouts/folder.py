@@ -3,13 +3,14 @@
 With a folder of masks beside it, ``images/`` and ``masks/``, each image has the mask of its name.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from essa_dist.data.manifest import UNLABELLED
 from essa_dist.errors import UsageError
 from essa_dist.packing.layouts.config import LayoutConfig
-from essa_dist.packing.layouts.found import Found, Layout, make_key, single_label, some
+from essa_dist.packing.layouts.found import Found, Layout, make_key, single_label, some, stem
 from essa_dist.packing.layouts.masks import from_folder, from_siblings, mask_folder, without_images
 from essa_dist.packing.layouts.walk import images
 from essa_dist.packing.source import Source
@@ -22,11 +23,16 @@ SPLIT_FOLDERS = {
 }
 """Where all top-level folders have such names they are splits; else they are classes."""
 
+PLAIN_FOLDERS = ("images", "image", "imgs", "img", "dicom", "dicoms", "files", "data")
+"""Where the only top-level folder has such a name, it is no class."""
+LISTS = (".csv", ".tsv", ".parquet")
+
 
 def find(src: Path, config: LayoutConfig) -> Found:
     """All images below ``src``, with class and split by folder."""
     files, others = images(src)
     notes = [f"{src}: {others} files that are not images were ignored"] if others else []
+    notes += _lists(src)
     folder = mask_folder(config)
     if folder is None:
         files, masks, said = from_siblings(src, files, config.mask_suffix)
@@ -35,14 +41,31 @@ def find(src: Path, config: LayoutConfig) -> Found:
     has_masks = any(mask is not None for mask in masks)
     inner = [without_images(path) for path in files] if has_masks else files
     has_splits = _has_splits(src, inner)
+    plain = {path.parts[0].lower() for path in inner}
+    has_classes = not (len(plain) == 1 and plain <= set(PLAIN_FOLDERS))
     sources = []
-    for path, named, mask in zip(files, inner, masks, strict=True):
+    for path, named, mask, key in zip(files, inner, masks, _keys(inner), strict=True):
         split = SPLIT_FOLDERS[named.parts[0].lower()] if has_splits else None
         folders = named.parts[1 if has_splits else 0 : -1]
-        label = folders[0] if folders and split != UNLABELLED else None
-        sources.append(Source(src / path, make_key(named.as_posix()), label, split=split, mask=mask))
+        label = folders[0] if folders and has_classes and split != UNLABELLED else None
+        sources.append(Source(src / path, key, label, split=split, mask=mask))
     classes, kind = single_label(sources)
     return Found(sources, classes, kind, config.mask_classes if has_masks else (), notes=(*notes, *said))
+
+
+def _keys(files: Sequence[PurePosixPath]) -> list[str]:
+    """Paths without suffix; with it where only that tells two files apart, as ``scan_dcm`` and ``scan_png``."""
+    keys = [make_key(path.as_posix()) for path in files]
+    count = Counter(keys)
+    return [
+        key if count[key] == 1 else f"{key}_{path.name[len(stem(path.name)) :].strip('.').replace('.', '_')}"
+        for key, path in zip(keys, files, strict=True)
+    ]
+
+
+def _lists(src: Path) -> list[str]:
+    lists = sorted(path.name for path in src.iterdir() if path.suffix.lower() in LISTS)
+    return [f"{src / name} may list these images: essa pack {src / name}" for name in lists[:1]]
 
 
 def _has_splits(root: Path, files: Sequence[PurePosixPath]) -> bool:

@@ -1,7 +1,9 @@
 """What a layout finds, and the few rules that all layouts share: keys, class names, provenance."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -61,10 +63,16 @@ def make_key(relative: str) -> str:
 
 def stem(name: str) -> str:
     """The name of a file without the suffix of an image."""
+    end = _ending().search(name)
+    return name[: end.start()] if end and end.start() else name
+
+
+@cache
+def _ending() -> re.Pattern[str]:
     from essa_dist.packing.readers import SUFFIXES
 
-    ending = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
-    return name[: len(name) - len(ending)] or name
+    longest_first = sorted(SUFFIXES, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})$", re.IGNORECASE)
 
 
 def class_names(names: Iterable[str]) -> tuple[str, ...]:

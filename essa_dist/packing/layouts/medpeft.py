@@ -1,8 +1,8 @@
 """The split lists of MED-PEFT (RL4M/MED-PEFT, folder ``DatasetsSplits``) over the images of three chest X-ray sets.
 
 A line is a path and a 0 or 1 for each label. The lists name no labels. NIH: the order in which the data set's authors
-list them. CheXpert: the competition's five in their usual order; the shares of ones fit it (0.31, 0.10, 0.09, 0.28,
-0.44 of 200 training lines) and no other order, with uncertain labels of atelectasis and edema counted as present.
+list them. CheXpert: the competition's five in their usual order, which the lists do not prove: the shares of ones in 200
+training lines (0.31, 0.10, 0.09, 0.28, 0.44) fit it if uncertain atelectasis and edema count as present.
 """
 
 import re

@@ -29,15 +29,16 @@ def walk(root: Path) -> Walk:
     """
     from essa_dist.packing.readers import SUFFIXES, looks_like_image
 
+    known = tuple(SUFFIXES)
     files, others = [], 0
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if _enters(Path(folder) / name))
+        inside = PurePosixPath(Path(folder).relative_to(root).as_posix())
         for name in sorted(names):
-            path = Path(folder) / name
             if name.startswith("."):
                 continue
-            if name.lower().endswith(tuple(SUFFIXES)) or looks_like_image(path):
-                files.append(PurePosixPath(path.relative_to(root).as_posix()))
+            if name.lower().endswith(known) or looks_like_image(Path(folder) / name):
+                files.append(inside / name)
             else:
                 others += 1
     return Walk(files, others)

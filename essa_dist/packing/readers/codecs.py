@@ -5,6 +5,7 @@ has none for JPEG of 12 bits, and none looks at the size that a compressed strea
 broken file makes it panic past every handler of exceptions, and kills the process.
 """
 
+import itertools
 import struct
 import threading
 from importlib import import_module
@@ -25,7 +26,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.4.201": (_PYDICOM + "pylibjpeg",),  # High-throughput JPEG 2000 lossless
     "1.2.840.10008.1.2.4.202": (_PYDICOM + "pylibjpeg",),  # ... with progression by resolution
     "1.2.840.10008.1.2.4.203": (_PYDICOM + "pylibjpeg",),  # ... lossy
-    RLE: (__name__, _PYDICOM + "rle"),
+    RLE: (__name__,),  # pydicom's own decoder takes what is missing for black
 }
 """Transfer syntax: modules with pydicom's plugin functions, the one to try first in front."""
 LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
@@ -75,28 +76,47 @@ def decode_frame(src: bytes, runner: Any) -> bytes | bytearray:
             pixels: bytes | bytearray = module._decode_frame(src, runner)
             return pixels
         except Exception as error:  # a broken stream makes decoders raise almost anything
-            reasons.append(f"{module_name.removeprefix(_PYDICOM)}: {error}")
+            name = "imagecodecs" if module_name == __name__ else module_name.removeprefix(_PYDICOM)
+            reasons.append(f"{name}: {error}")
     raise RuntimeError("; ".join(reasons))
 
 
 def _decode_frame(src: bytes, runner: Any) -> bytes:
     """RLE, and JPEG of any precision, lossy or lossless, by libjpeg-turbo 3."""
     import imagecodecs
-    import numpy as np
 
     if str(runner.transfer_syntax) == RLE:
-        size = runner.rows * runner.columns * runner.samples_per_pixel * runner.bits_allocated // 8
-        plain = imagecodecs.dicomrle_decode(src, np.dtype(f"<u{runner.bits_allocated // 8}"))
-        if len(plain) < size:
-            raise ValueError(f"{len(plain)} bytes of pixels, expected {size}")
         runner.set_option("planar_configuration", 1)
-        return bytes(plain[:size])
+        width = runner.bits_allocated // 8
+        return _decode_rle(src, runner.rows * runner.columns, runner.samples_per_pixel, width)
     # The same colour space in and out: components come as they are, and pydicom converts them as the header says.
     same = "RGB" if runner.samples_per_pixel > 1 else None
     pixels = imagecodecs.jpeg8_decode(src, colorspace=same, outcolorspace=same)
     runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
     runner.set_option("planar_configuration", 0)
     return bytes(pixels.tobytes())
+
+
+def _decode_rle(src: bytes, pixels: int, samples: int, width: int) -> bytes:
+    """PS3.5, annex G: a segment for each byte of each sample, the high byte first. Little-endian, sample after sample.
+
+    imagecodecs has this as one call, but a broken header makes that one end the process.
+    """
+    import imagecodecs
+    import numpy as np
+
+    count, *offsets = struct.unpack("<16I", src[:64])
+    starts = [*offsets[: samples * width], len(src)]
+    if count != samples * width or starts[0] < 64 or starts != sorted(starts):
+        raise ValueError(f"its header has {count} segments, expected {samples * width}, one after the other")
+    planes = []
+    for start, stop in itertools.pairwise(starts):
+        plane = np.frombuffer(imagecodecs.packbits_decode(src[start:stop]), np.uint8)
+        if len(plane) < pixels:
+            raise ValueError(f"a segment has {len(plane)} pixels, expected {pixels}")
+        planes.append(plane[:pixels])
+    stacked = np.stack(planes).reshape(samples, width, pixels)[:, ::-1]
+    return stacked.transpose(0, 2, 1).tobytes()
 
 
 def stream_size(src: bytes) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from essa_dist.packing.frame import Frame
 from essa_dist.packing.readers.codecs import LOSSY, NAME, plugin_for
-from essa_dist.packing.readers.dicom_header import about_frame, about_picture, flags_of, patient_of
+from essa_dist.packing.readers.dicom_header import about_frame, about_picture, code_of, flags_of, patient_of
 from essa_dist.packing.readers.dicom_values import colour, functional_group, grey, read_palette
 from essa_dist.packing.readers.values import Values, Window, refuse_bomb
 from essa_dist.settings import Config
@@ -79,11 +79,14 @@ def _open(path: Path, config: DicomConfig) -> Any:
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     ds = dcmread(path, force=True, defer_size=STREAM_FROM)
-    modality = str(ds.get("Modality", ""))
+    modality = code_of(ds, "Modality") or ""
     if "DirectoryRecordSequence" in ds:
         raise ValueError("a DICOMDIR, the list of other files")
-    if not any(keyword in ds for keyword in PIXELS) or not ds.get("Rows"):
+    if not any(keyword in ds for keyword in PIXELS):
         raise ValueError(f"DICOM without pixels{f' ({modality})' if modality else ''}")
+    missing = [keyword for keyword in ("Rows", "Columns", "PhotometricInterpretation") if not ds.get(keyword)]
+    if missing:
+        raise ValueError(f"DICOM without {missing[0]}")
     if modality not in config.modalities if config.modalities else modality in MAPS:
         raise ValueError(f"modality {modality or 'not given'}: left out by dicom.modalities")
     if "TransferSyntaxUID" not in ds.file_meta:  # no file header: what could be read can't be compressed

@@ -74,7 +74,7 @@ def about_picture(ds: Any) -> About:
     """The allowed fields of a header, the same for all frames."""
     about: About = {}
     for keyword, name in CODES.items():
-        code = _code(ds, keyword)
+        code = code_of(ds, keyword)
         if code:
             about.setdefault(name, code)
     for keyword, name in {"Rows": "rows", "Columns": "columns", "BitsStored": "bits_stored"}.items():
@@ -134,6 +134,20 @@ def patient_of(path: Path) -> str | None:
         return None
 
 
+def code_of(ds: Any, keyword: str) -> str | None:
+    """A code string; None where it is none, or holds a word of the patient's name or identifier."""
+    value = "/".join(_words(ds, keyword))
+    if not all(_CODE.fullmatch(word) for word in value.split("/")):
+        return None
+    own = {
+        word
+        for key in ("PatientName", "PatientID", "OtherPatientIDs", "AccessionNumber")
+        for word in re.split(r"\W+", str(ds.get(key, "") or "").upper())
+        if len(word) > 2
+    }
+    return None if own & set(re.split(r"[\W_]+", value)) else value
+
+
 def numbers(ds: Any, keyword: str) -> list[float]:
     """The numbers of an element; empty where it is missing, empty or no number."""
     try:
@@ -146,20 +160,6 @@ def numbers(ds: Any, keyword: str) -> list[float]:
         return [float(one) for one in several]
     except (TypeError, ValueError):
         return []
-
-
-def _code(ds: Any, keyword: str) -> str | None:
-    """A code string; None where it is none, or holds a word of the patient's name or identifier."""
-    value = "/".join(_words(ds, keyword))
-    if not all(_CODE.fullmatch(word) for word in value.split("/")):
-        return None
-    own = {
-        word
-        for key in ("PatientName", "PatientID", "OtherPatientIDs", "AccessionNumber")
-        for word in re.split(r"\W+", str(ds.get(key, "") or "").upper())
-        if len(word) > 2
-    }
-    return None if own & set(re.split(r"[\W_]+", value)) else value
 
 
 def _words(ds: Any, keyword: str) -> list[str]:

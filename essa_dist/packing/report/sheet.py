@@ -2,37 +2,42 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from essa_dist.data.index import NONE
 from essa_dist.packing.guards.findings import Pair
 from essa_dist.packing.report.record import Packed
-from essa_dist.packing.report.sample import Pixels, Shown, look
-from essa_dist.report.plotting import bare, canvas, grid, short
+from essa_dist.packing.report.sample import SIDE, Pixels, Shown, look
+from essa_dist.report.plotting import bare, canvas, short
 
 COLUMNS = 6
+DPI = 110
+GAP, TITLE = 12, 42
+"""Pixels between pictures, and above each for two lines of text."""
 PAIRS = 9
 PAIR_COLUMNS = 3
 TINTS = ((255, 196, 0), (0, 200, 255), (255, 64, 160), (120, 255, 80), (180, 120, 255))
 """Colours of the classes of masks after ``background``: bright ones, told apart on grey and on stained tissue."""
 
 
+class Tile(NamedTuple):
+    """A picture with two lines above it."""
+
+    pixels: Pixels
+    title: str
+
+
 def draw_sheet(packed: Packed, shown: Sequence[Shown], path: Path) -> None:
     """Samples in rows of COLUMNS, each with its class and split above it."""
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    with canvas(path, 1.75 * columns, 2.05 * rows) as figure:
-        cells = [axes for line in grid(figure, rows, columns) for axes in line]
-        for axes in cells:
-            bare(axes)
-        for axes, one in zip(cells, shown, strict=False):
-            _place(axes, one.pixels if one.mask is None else overlay(one.pixels, one.mask))
-            split = packed.manifest.splits[packed.split[one.row]]
-            title = f"{short(label(packed, one.row), 24)}\n{short(split, 24)}"
-            axes.set_title(title, fontsize=8, loc="center", fontweight="normal")
+    tiles = []
+    for one in shown:
+        split = packed.manifest.splits[packed.split[one.row]]
+        pixels = one.pixels if one.mask is None else overlay(one.pixels, one.mask)
+        tiles.append(Tile(pixels, f"{short(label(packed, one.row), 26)}\n{short(split, 26)}"))
+    _draw_tiles(tiles, COLUMNS, path)
 
 
 def label(packed: Packed, row: int) -> str:
@@ -85,26 +90,34 @@ def look_at_pairs(packed: Packed, pairs: Sequence[Pair]) -> list[tuple[Pair, Sho
 
 
 def draw_pairs(pairs: Sequence[tuple[Pair, Shown, Shown]], path: Path) -> None:
-    """Each pair side by side, with splits and similarity above it."""
-    columns = min(PAIR_COLUMNS, len(pairs))
-    rows = -(-len(pairs) // columns)
-    with canvas(path, 3.5 * columns, 2.2 * rows) as figure:
-        cells = [axes for line in grid(figure, rows, 2 * columns) for axes in line]
-        for axes in cells:
-            bare(axes)
-        for place, (pair, a, b) in enumerate(pairs):
-            for axes, one, key, split in zip(
-                cells[2 * place : 2 * place + 2], (a, b), (pair.a, pair.b), pair.splits, strict=True
-            ):
-                _place(axes, one.pixels)
-                axes.set_title(short(split, 20), fontsize=8, loc="center", fontweight="normal")
-                axes.set_xlabel(short(key, 26), fontsize=6.5)
+    """Each pair side by side, with keys and splits above it."""
+    tiles = [
+        Tile(one.pixels, f"{short(key, 26)}\n{short(split, 26)}")
+        for pair, a, b in pairs
+        for one, key, split in zip((a, b), (pair.a, pair.b), pair.splits, strict=True)
+    ]
+    _draw_tiles(tiles, 2 * PAIR_COLUMNS, path)
 
 
-def _place(axes: Axes, pixels: Pixels) -> None:
-    axes.imshow(pixels, interpolation="nearest")
-    axes.set_box_aspect(1)
-    axes.set_anchor("S")
+def _draw_tiles(tiles: Sequence[Tile], columns: int, path: Path) -> None:
+    """All tiles as one picture, pixel for pixel: laying out as many axes takes seconds."""
+    columns = min(columns, len(tiles))
+    width, height = SIDE + GAP, SIDE + GAP + TITLE
+    rows = -(-len(tiles) // columns)
+    ground = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    with canvas(path, ground.shape[1] / DPI, ground.shape[0] / DPI, dpi=DPI) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        bare(axes)
+        for place, tile in enumerate(tiles):
+            top, left = place // columns * height + TITLE, place % columns * width + GAP // 2
+            h, w = tile.pixels.shape[:2]
+            y, x = top + (SIDE - h) // 2, left + (SIDE - w) // 2
+            ground[y : y + h, x : x + w] = tile.pixels
+            axes.text(
+                left + SIDE / 2, top - 6, tile.title, fontsize=8.5, ha="center", va="bottom", clip_on=True
+            )
+        axes.imshow(ground, interpolation="nearest", aspect="auto")
 
 
 def _rows_of(packed: Packed, keys: set[str]) -> dict[str, int]:

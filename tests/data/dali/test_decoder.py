@@ -266,9 +266,7 @@ def test_a_killed_worker_ends_the_batches_in_one_line(cells: PackedImages) -> No
         list(made)
 
 
-@pytest.mark.parametrize(
-    "ending", ["pass", "1 / 0", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
-)
+@pytest.mark.parametrize("ending", ["pass", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"])
 def test_a_program_that_ends_in_the_middle_of_the_batches_ends_at_once(
     cells: PackedImages, ending: str
 ) -> None:

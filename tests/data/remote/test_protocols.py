@@ -87,11 +87,8 @@ def test_s3_tells_what_is_missing_and_what_is_forbidden_at_once(
     with pytest.raises(DataError, match=r"s3://scans/set/train-0\.tar is not there"):
         far.read(0)
     assert bucket.gets() == asked + 1
-    with pytest.raises(DataError, match=r"s3://scans/set/train-0\.tar is not there"):
-        open_packed("s3://scans/set:train", cache=cache)
-    for place in ("s3://scans/nothing", "s3://no-such-bucket/set"):
-        with pytest.raises(UsageError, match=f"{place} is not a packed data set"):
-            open_packed(place, cache=cache)
+    with pytest.raises(UsageError, match="s3://no-such-bucket/set is not a packed data set"):
+        open_packed("s3://no-such-bucket/set", cache=cache)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(DataError, match=r"access denied \(NoCredentialsError.*FSSPEC_S3_ANON"):
@@ -113,7 +110,7 @@ def test_google_storage_gives_the_bytes_of_the_files_whatever_goes_wrong(
         server.faults.extend(FAULTS)
         assert far.read_many(range(len(near))) == near.read_many(range(len(near)))
         assert not server.faults
+        other = open_packed("gs://scans/set:val", cache=cache)
         server.faults.append(Fault(status=403))
         with pytest.raises(DataError, match=r"gs://scans/set/val-0.tar: access denied"):
-            verify_bad = open_packed("gs://scans/set:val", cache=cache)
-            verify_bad.read(0)
+            other.read(0)

@@ -1,5 +1,6 @@
 """The local cache: right bytes or none, within its bound, whatever processes do; and it keeps what is worth most."""
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -62,7 +63,7 @@ def test_slots_are_whole_pages_that_never_overlap_and_can_be_found_by_their_numb
         assert slot.pages * PAGE >= one.length + TRAILER > (slot.pages - 1) * PAGE
         taken.append((slot.address, slot.address + slot.pages * PAGE))
     taken.sort()
-    assert all(stop <= start for (_, stop), (start, _) in zip(taken, taken[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(taken))
     assert taken[-1][1] <= slots.bytes
     assert len({slots.find(one).number for one in ranges}) == len(ranges)  # type: ignore[union-attr]
     assert slots.find(ranges[0]._replace(length=ranges[0].length - 1)) is None
@@ -212,7 +213,7 @@ def _found(reads: list[tuple[int, int, int]], room: int, policy: str) -> float:
     """Share of the later half of ``reads`` that an exact cache of ``room`` samples answers: the slow, obvious way."""
     kept: dict[int, int] = {}  # sample -> what decides
     hits = []
-    for now, (position, sample, again) in enumerate(reads):
+    for now, (_, sample, again) in enumerate(reads):
         hits.append(sample in kept)
         kept[sample] = -now if policy == "least recently used" else again
         if len(kept) > room:

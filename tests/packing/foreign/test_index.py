@@ -78,6 +78,16 @@ def test_labels_splits_counts_and_hashes_are_in_the_manifest(folder: Path) -> No
     assert dict(zip(train.keys, train.labels, strict=True)) == {"a": 1, "b": 0, "c": 0}
 
 
+def test_size_and_hash_are_of_the_whole_file_whatever_lies_behind_the_end_of_the_tar(
+    write_tar: WriteTar,
+) -> None:
+    tar = write_tar("t/x.tar", {"a.jpg": 0})
+    tar.write_bytes(tar.read_bytes() + bytes(300_000))
+    indexed(tar.parent)
+    (shard,) = read_manifest(tar.parent).shards
+    assert (shard.bytes, [shard.sha256]) == (tar.stat().st_size, digest(tar))
+
+
 def test_mean_and_std_are_those_of_all_pixels(folder: Path) -> None:
     indexed(folder)
     pixels = []
@@ -356,6 +366,10 @@ def test_sixteen_bits_are_kept_and_shown_between_their_percentiles(write_tar: Wr
         assert (found.low[2], found.high[2]) == (512.0, 712.0)  # (window - intercept) / slope
         assert (found.slope[2], found.intercept[2]) == (2.0, -1024.0)
         assert (found.low[3], found.high[3]) == (0, 255)
+        if check == "pixels":
+            images = open_packed(str(folder))
+            shown = torch.cat([images.decode(i).reshape(3, -1) for i in range(4)], dim=1).double() / 255
+            assert np.allclose(read_manifest(folder).mean, shown.mean(1), atol=2e-5)
     assert read_manifest(folder).bits == {"8": 1, "16": 3}
 
 

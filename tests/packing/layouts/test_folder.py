@@ -120,3 +120,14 @@ def test_the_nuclei_are_found_with_their_masks(shared: Path, find) -> None:
     found = find(source)
     assert len(found.sources) == 283
     assert all(one.mask is not None and one.mask.name == one.path.name for one in found.sources)
+
+
+def test_files_that_only_their_suffix_tells_apart_are_both_packed(tree, find, column) -> None:
+    found = find(tree("a/scan.png", "a/scan.TIF", "a/other.png"))
+    assert list(column(found, "key")) == ["a/other", "a/scan_TIF", "a/scan_png"]
+
+
+def test_one_folder_called_images_is_no_class_and_a_list_beside_it_is_named(tree, find) -> None:
+    found = find(tree("images/1.png", "images/2.png", "labels.csv"))
+    assert found.label_kind == "none"
+    assert any("essa pack" in note and "labels.csv" in note for note in found.notes)

@@ -403,6 +403,27 @@ def test_a_bomb_is_refused_before_its_pixels_are_unpacked(make_dicom: Any) -> No
             read(lying)
 
 
+def test_a_broken_stream_of_rle_is_refused(make_dicom: Any) -> None:
+    values = np.arange(16, dtype=np.uint16).reshape(4, 4)
+    high, low = bytes([15]) + bytes(16), bytes([15]) + bytes(range(16))  # one literal run each
+    good = np.array([2, 64, 82, *[0] * 13], "<u4")
+
+    def path(header: Any, body: bytes = high + b"\0" + low + b"\0") -> Path:
+        stream = pydicom.encaps.encapsulate([header.tobytes() + body])
+        return make_dicom(values, syntax="1.2.840.10008.1.2.5", pixels=stream)
+
+    np.testing.assert_array_equal(read(path(good))[0].pixels, values)
+    for place, number in ((0, 1), (0, 2**31), (1, 3), (1, 90), (2, 2**31)):
+        broken = good.copy()
+        broken[place] = number
+        with pytest.raises(ValueError, match="segments"):
+            read(path(broken))
+    with pytest.raises(ValueError, match="a segment has 8 pixels, expected 16"):
+        read(path(good, high + b"\0" + bytes([7]) + low[1:9]))
+    with pytest.raises(ValueError, match="CORRUPT"):
+        read(path(good, high + b"\0" + low[:9]))
+
+
 def test_masks_and_doses_are_left_out_unless_they_are_asked_for(make_dicom: Any) -> None:
     path = make_dicom(np.eye(6, dtype=np.uint8), Modality="SEG")
     with pytest.raises(ValueError, match="modality SEG: left out"):
