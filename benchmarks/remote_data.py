@@ -31,9 +31,12 @@ SERVER = Path(__file__).resolve().parents[1] / "tests" / "data" / "remote" / "fa
 class Batches(Dataset[str]):
     """Item i: a digest of the bytes of batch i, which was decoded and cropped."""
 
-    def __init__(self, images: PackedImages, batch: int, ahead: int, stride: int, crops: CropConfig) -> None:
+    def __init__(
+        self, images: PackedImages, batch: int, ahead: int, stride: int, crops: CropConfig, limit: int
+    ) -> None:
         self.images, self.batch, self.ahead, self.stride, self.crops = images, batch, ahead, stride, crops
         self.plan = SamplePlan(len(images), seed=0)
+        self.batches = min(len(images), limit) // batch
 
     def __getitem__(self, step: int) -> str:
         torch.set_num_threads(1)
@@ -46,16 +49,16 @@ class Batches(Dataset[str]):
         return hashlib.sha256(b"".join(encoded)).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.images) // self.batch
+        return self.batches
 
 
 def measure(
     ref: str, cache: CacheConfig, arguments: argparse.Namespace, workers: int, ahead: int
 ) -> dict[str, Any]:
-    """One epoch; ``digest`` tells the bytes of all its samples."""
+    """One pass; ``digest`` tells the bytes of all its samples."""
     images = open_packed(ref, prefer=("unlabelled", "train"), cache=cache)
     crops = CropConfig(global_size=arguments.size, n_local=0)
-    batches = Batches(images, arguments.batch, ahead, max(1, workers), crops)
+    batches = Batches(images, arguments.batch, ahead, max(1, workers), crops, arguments.images)
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
     start, digest = time.perf_counter(), hashlib.sha256()
     for item in loader:
@@ -85,6 +88,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.1, help="seconds before each answer")
     parser.add_argument("--errors", type=float, default=0.01, help="share of requests answered with 503")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", type=int, default=640, help="at most so many of the set")
     parser.add_argument("--size", type=int, default=224, help="of the two crops")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     arguments = parser.parse_args()
@@ -99,8 +103,8 @@ def main() -> None:
                 ("local", 0, 0),
                 ("remote", 0, 0),
                 ("remote", 2, 0),
-                ("remote, first epoch into the cache", 2, 10**10),
-                ("remote, later epoch from the cache", 2, 10**10),
+                ("remote, into an empty cache", 2, 10**10),
+                ("remote, from the cache", 2, 10**10),
             ):
                 folder = f"{kept}/{workers}" if keep else f"{kept}/none"
                 ref = str(packed) if where == "local" else f"{url}/{packed.name}"

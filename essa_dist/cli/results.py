@@ -37,6 +37,8 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
         return side_by_side(result)
     if verb == "evaluate":
         return f"{_evaluation(result)}\n"
+    if verb == "bench data":
+        return "".join(f"{line}\n" for line in result["table"])
     if verb == "demo":
         from essa_dist.cli.before_after import before_after  # rich takes 50 ms that other verbs needn't pay
 

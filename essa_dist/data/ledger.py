@@ -122,7 +122,9 @@ class _File(NamedTuple):
 
 def _files(folder: Path) -> list[_File]:
     named = [(_NAME.fullmatch(path.name), path) for path in folder.glob("*.jsonl")]
-    return sorted(_File(*(int(part) for part in found.groups()), path) for found, path in named if found)
+    return sorted(
+        _File(int(found[1]), int(found[2]), int(found[3]), path) for found, path in named if found
+    )
 
 
 def _seen(files: Sequence[_File]) -> dict[int, _Line]:

@@ -6,13 +6,14 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch.utils.data import DataLoader
 
 from essa_dist.data.batch import Batch
 from essa_dist.data.dali.decoder import DaliDecoder
 from essa_dist.data.dali.encoded import EncodedBatches
 from essa_dist.data.masks import MaskConfig
+from essa_dist.data.pixels import Window
 from essa_dist.data.plan import SamplePlan, rank_slice
 from essa_dist.data.quota import BadQuota
 from essa_dist.data.rank_batches import CropBatches, Failed
@@ -20,6 +21,7 @@ from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.data.steps import Steps, machine_slice
 from essa_dist.data.storage import LocalShards
+from essa_dist.data.stream import StreamConfig
 from essa_dist.data.views import CropConfig
 from essa_dist.data.workers import as_it_is, auto_workers, begin_worker, end_workers, explain_deaths
 from essa_dist.errors import DataError, UsageError
@@ -32,12 +34,17 @@ class DataConfig(Config):
     """What is trained on, and how it is cropped and masked."""
 
     train: str = ""
-    """The packed data set: `DIR` or `DIR:split`. Required for `essa adapt`."""
+    """The packed data set: `DIR`, `DIR:split` or a URL of one (`s3://bucket/PACKED:train`). Required for `essa adapt`."""
+    order: Literal["plan", "stream"] = "plan"
+    """`plan`: every sample once an epoch, in an order that any number of ranks and workers repeats exactly. `stream`:
+    `train` names WebDataset tars without an index, drawn at random; a resumed run goes on with other draws."""
+    stream: StreamConfig = StreamConfig()
+    """Tars without an index, for `order=stream`."""
     decoder: Literal["torchvision", "dali"] = "torchvision"
     """Who decodes, crops and changes the images. `torchvision`: the worker processes, on the CPU, by the formulas of
     torchvision's v2 transforms. `dali`: NVIDIA DALI, on the GPU where there is one; same samples, boxes, flips and
     amounts, colours within a few grey levels."""
-    window: Literal["header"] | tuple[float, float] = "header"
+    window: Window = "header"
     """Real values shown black and white, e.g. `[-1000, 400]` in Hounsfield units; `header`: each image's own."""
     window_jitter: float = Field(default=0, ge=0, le=0.9)
     """16-bit images: the window's centre moves by up to this share of its width, and its width changes by up to it."""
@@ -57,15 +64,12 @@ class DataConfig(Config):
     bad_sample_quota: BadQuota = BadQuota()
     """How many different samples may be undecodable; each is replaced by the next one of the data set."""
 
-    @field_validator("window")
-    @classmethod
-    def _ordered(cls, window: Any) -> Any:
-        if window != "header" and not window[0] < window[1]:
-            raise ValueError(f"the lower value comes first, got {window[0]:g}, {window[1]:g}")
-        return window
-
     def open(self) -> PackedImages:
         """The images of ``train``, seen through ``window``. Raises as :func:`open_packed` does."""
+        if self.order == "stream":
+            raise UsageError(
+                "data.order=stream has no sample plan, so its samples can't be named: use essa pack index"
+            )
         window = None if self.window == "header" else self.window
         return open_packed(self.train, prefer=("unlabelled", "train"), window=window, cache=self.cache)
 

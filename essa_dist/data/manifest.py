@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from essa_dist.errors import DataError, UsageError
 from essa_dist.settings import Config
@@ -51,7 +51,7 @@ class Manifest(Config):
     """Samples by split and class (each of its classes, where there may be several); those without under ``unlabelled``."""
     samples: dict[str, int]
     """Samples by split."""
-    patients: dict[str, int] = {}
+    patients: dict[str, int] = Field(default={})
     """Different patients by split; empty where patients are not known."""
     bits: dict[str, int]
     """Samples by bit depth as stored: ``8``, ``16``."""

@@ -100,4 +100,5 @@ def _hash_bit(values: NDArray[np.int64], key: np.uint64) -> NDArray[np.bool_]:
     z = values.astype(np.uint64) ^ key
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
+    bit: NDArray[np.bool_] = (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
+    return bit

@@ -11,8 +11,10 @@ from essa_dist.adapters import inject_adapter
 from essa_dist.backbones import build_backbone
 from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.batch import check_channels
-from essa_dist.data.loader import CropLoader
+from essa_dist.data.loader import CropLoader, DataConfig
 from essa_dist.data.shards import PackedImages
+from essa_dist.data.stream import TarStream, open_stream
+from essa_dist.data.stream_loader import StreamLoader
 from essa_dist.distributed.collectives import all_gather
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.optim import build_optimizer
@@ -34,8 +36,8 @@ class Training:
     model: nn.Module  # the objective as Accelerate wrapped it
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    loader: CropLoader
-    images: PackedImages
+    loader: CropLoader | StreamLoader
+    images: PackedImages | TarStream
     total_steps: int
     steps_per_epoch: int
     trunk_sha256: str
@@ -49,7 +51,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
         raise UsageError(
             "data.train is not set: name a packed data set, as data.train=PACKED (essa pack makes one)"
         )
-    images = config.data.open()
+    images = open_training_images(config.data)
     check_channels(config.backbone.in_chans)  # before seconds of loading
     backbone = build_backbone(config.backbone, seed=config.seed)
     trunk_sha256 = parameters_sha256(backbone)
@@ -60,16 +62,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
     cast_frozen(objective, dtype)
     objective.to(accelerator.device).train()
     optimizer = build_optimizer(objective.branches.students, config.optim, depth=len(backbone.vit.blocks))
-    loader = CropLoader(
-        images,
-        config.data,
-        seed=config.seed,
-        global_batch=config.batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        patch_size=backbone.patch_size,
-        device=accelerator.device,
-    )
+    loader = build_loader(images, config, accelerator, patch_size=backbone.patch_size)
     model, prepared = accelerator.prepare(objective, optimizer)
     steps_per_epoch = max(1, len(images) // config.batch_size)
     return Training(
@@ -85,6 +78,24 @@ def build(config: RunConfig, accelerator: Accelerator) -> Training:
         trunk_sha256=trunk_sha256,
         trunk_parameters=trunk_parameters,
     )
+
+
+def open_training_images(data: DataConfig) -> PackedImages | TarStream:
+    """What ``data.train`` names. Raises UsageError or DataError."""
+    if data.order == "plan":
+        return data.open()
+    return open_stream(data.train, data.stream, None if data.window == "header" else data.window)
+
+
+def build_loader(
+    images: PackedImages | TarStream, config: RunConfig, accelerator: Accelerator, *, patch_size: int
+) -> CropLoader | StreamLoader:
+    """The loader of this rank."""
+    ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    common = {"seed": config.seed, "global_batch": config.batch_size, "patch_size": patch_size} | ranks
+    if isinstance(images, TarStream):
+        return StreamLoader(images, config.data, **common)
+    return CropLoader(images, config.data, **common, device=accelerator.device)
 
 
 def cast_frozen(objective: DINOv2Objective, dtype: torch.dtype) -> None:

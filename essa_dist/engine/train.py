@@ -17,6 +17,7 @@ from essa_dist.backbones.weights import file_sha256
 from essa_dist.data.batch import Batch
 from essa_dist.data.ledger import Ledger
 from essa_dist.data.prefetch import prefetch
+from essa_dist.data.shards import PackedImages
 from essa_dist.distributed.collectives import any_rank, barrier
 from essa_dist.engine import checkpoint
 from essa_dist.engine.build import DTYPES, Training, build, standardize_heads
@@ -193,7 +194,9 @@ class Run:
             "trunk_sha256": t.trunk_sha256,
             "weights_source": t.objective.backbone.weights_source,
             "weights_sha256": t.objective.backbone.weights_sha256,
-            "data_manifest_sha256": file_sha256(t.images.folder / "manifest.json"),
+            "data_manifest_sha256": file_sha256(t.images.folder / "manifest.json")
+            if isinstance(t.images, PackedImages)
+            else None,
             "backbone": t.objective.backbone.name,
             "adapter": self.config.adapter.model_dump(),
             "scaler": t.scaler.state_dict(),

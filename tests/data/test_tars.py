@@ -135,7 +135,7 @@ def test_links_and_devices_are_refused(kind: bytes) -> None:
 def test_a_member_that_claims_more_than_memory_is_refused_before_it_is_read() -> None:
     tar = bytearray(tar_of([("a.jpg", b"x")]))
     header = tarfile.TarInfo("a.jpg")
-    header.size = 1 << 40
+    header.size = 1 << 62  # to skip it in blocks would take years
     tar[:512] = header.tobuf(tarfile.GNU_FORMAT)[:512]
     (member,) = read(bytes(tar), until_broken=True)
     assert "bytes" in member.refused

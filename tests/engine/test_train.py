@@ -137,7 +137,7 @@ def test_collapse_is_warned_of_with_its_number(
     (tmp_path / "flat").mkdir()
     for i in range(8):
         Image.new("RGB", (48, 48), (100, 100, 100)).save(tmp_path / "flat" / f"{i}.png")
-    pack(str(tmp_path / "flat"), out=str(tmp_path / "same"))
+    pack(str(tmp_path / "flat"), out=str(tmp_path / "same"), blank=0)
     with caplog.at_level(logging.WARNING, logger="essa_dist"):
         adapt(None, *recipe, f"data.train={tmp_path / 'same'}", "guard.patience=1", "guard.rankme_floor=0.3")
     assert any("effective rank of the features is 1." in message for message in caplog.messages)

@@ -110,12 +110,13 @@ def _decode(path: Path, ds: Any, chosen: Sequence[int], count: int) -> Iterator[
     syntax = ds.file_meta.TransferSyntaxUID
     indices = None if len(chosen) == count else list(chosen)
     plugin = plugin_for(str(syntax))
-    element = ds.get_item("PixelData")
+    element = ds.get_item("PixelData", keep_deferred=True)
     if element is None or element.value is not None:
         frames = iter_pixels(ds, indices=indices, decoding_plugin=plugin)
-    elif not syntax.is_encapsulated and element.length < get_expected_length(ds):
-        raise ValueError(f"{element.length} bytes of pixels, expected {get_expected_length(ds)}: truncated")
     else:
+        there = min(element.length, path.stat().st_size - element.value_tell)
+        if not syntax.is_encapsulated and there < get_expected_length(ds):
+            raise ValueError(f"{there} bytes of pixels, expected {get_expected_length(ds)}: truncated")
         frames = iter_pixels(path, indices=indices, decoding_plugin=plugin, transfer_syntax_uid=syntax)
     try:
         yield from frames

@@ -173,7 +173,7 @@ def _kinds(ds: Any, depth: int = 0) -> Iterator[str]:
     from pydicom.datadict import dictionary_VR, keyword_for_tag
 
     for tag in ds.keys():  # noqa: SIM118 (iterating over a Dataset itself converts every element)
-        raw = ds.get_item(tag)
+        raw = ds.get_item(tag, keep_deferred=True)  # large pixels stay in the file
         keyword = keyword_for_tag(tag)
         vr = raw.VR or (dictionary_VR(tag) if keyword else "UN")
         if vr == "SQ" and not tag.is_private:

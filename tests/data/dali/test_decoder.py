@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import imagecodecs
@@ -18,8 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from essa_dist.data.batch import Batch
+from essa_dist.data.dali.decoder import _Feed
 from essa_dist.data.loader import CropLoader, DataConfig
 from essa_dist.data.quota import BadQuota
+from essa_dist.data.rank_batches import Failed
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.data.views import POLICIES, CropConfig
 from essa_dist.errors import DataError, UsageError
@@ -245,6 +248,26 @@ def test_batches_before_a_failure_still_arrive(write_set: WriteSet) -> None:
         seen.extend(batch.step for batch in made)
     assert seen == list(range(len(seen)))
     assert crops.bad == ()
+
+
+def test_after_a_rewind_come_the_same_batches_and_then_the_failure(cells: PackedImages) -> None:
+    crops = loader(cells)
+    crops._steps.range = range(2)
+    encoded = crops._dali.encoded
+    items = [*(encoded[request] for request in crops._steps), Failed("the disk is gone", ())]
+    feed = _Feed(iter(items), encoded)
+
+    def steps() -> Iterator[int]:
+        with suppress(StopIteration):
+            while True:
+                feed.next()
+                yield feed.running[-1].origin.request.step
+
+    assert list(steps()) == [0, 1]
+    assert feed.failed == items[-1]
+    feed.rewind()
+    assert list(steps()) == [0, 1]
+    assert feed.failed == items[-1]
 
 
 def test_without_dali_one_line_says_what_to_install(

@@ -247,9 +247,10 @@ def test_an_empty_set_has_no_findings(make_table: MakeTable) -> None:
 
 def test_similarity_does_not_depend_on_which_pictures_are_beside_it(scene: Scene) -> None:
     a, b = scene(1), cropped(scene(1))
-    rows = table_of([fingerprint(np.asarray(one)) for one in (scene(5), a, b)])
+    rows = table_of([fingerprint(np.asarray(one)) for one in (scene(5), a, b, ImageOps.invert(a))])
     many = near.similarities(rows["thumbnail"], np.array([0, 1, 0]), np.array([1, 2, 2]))
     one = near.similarities(rows["thumbnail"], np.array([1]), np.array([2]))
     assert many[1] == pytest.approx(one[0], abs=1e-5)
     assert many[1] > 0.95
     assert max(many[0], many[2]) < 0.7
+    assert near.similarities(rows["thumbnail"], np.array([1]), np.array([3]))[0] == 0  # a negative is no copy

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from essa_dist.errors import DataError, UsageError
+from essa_dist.errors import UsageError
 from essa_dist.packing.layouts import LAYOUTS, LayoutConfig
 from essa_dist.packing.layouts.config import LayoutName
 

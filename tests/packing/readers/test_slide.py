@@ -23,10 +23,10 @@ def read(path: Path, **settings: Any) -> list[Frame]:
 
 @pytest.fixture(scope="module")
 def picture() -> NDArray[np.uint8]:
-    """Glass, a little shaded and grey, with a rectangle of pink and violet grains."""
+    """Glass, a little shaded and tinted, with a rectangle of pink and violet grains."""
     rng = np.random.default_rng(0)
     glass = np.add.outer(np.linspace(235, 242, HEIGHT), np.linspace(0, 4, WIDTH))
-    slide = np.repeat(glass[..., None], 3, axis=2)
+    slide = glass[..., None] - np.array([0, 8, 3])
     shape = slide[TISSUE].shape
     slide[TISSUE] = np.array([200, 110, 170]) + rng.integers(-30, 30, (*shape[:2], 1))
     return slide.astype(np.uint8)
