@@ -71,6 +71,14 @@ VERBS: dict[str, Verb] = {
         "packed",
         "essa data report PACKED",
     ),
+    "data verify": Verb(
+        "essa_dist.data.remote.verify",
+        "verify_data",
+        "essa_dist.data.remote.verify:VerifyConfig",
+        "read a packed data set through, local or remote, and compare its checksums",
+        "packed",
+        "essa data verify PACKED",
+    ),
     "adapt": Verb(
         "essa_dist.engine.train",
         "adapt",

@@ -104,3 +104,11 @@ def test_starting_imports_nothing_heavy(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_processes_of_a_pack_start_without_torch() -> None:
+    code = "import sys, essa_dist.packing.workers; print([n for n in ('torch', 'matplotlib', 'pandas') if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -4,14 +4,15 @@ Shapes: stored pixels [H, W] (grey) or [H, W, 3], uint8 or uint16.
 """
 
 import io
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import AfterValidator
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Stored = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -37,12 +38,14 @@ PLAIN = Bounds(0.0, 255.0)
 """Bounds of an 8-bit picture that is shown as it is."""
 
 
-def decode(encoded: bytes, *, bits: int, size: tuple[int, int], bounds: Bounds) -> Tensor:
+def decode(encoded: bytes, *, bits: int, size: tuple[int, int], bounds: Bounds) -> "Tensor":
     """The picture as uint8 RGB [3, H, W], a view of interleaved pixels (the layout that resizes fastest).
 
     ``bits``, ``size`` (height, width): what the index says. Raises ValueError where the bytes are something else,
     before their pixels are unpacked (a decompression bomb), or whatever the decoder raises.
     """
+    import torch  # here: packing reads pixels too, in many short-lived processes
+
     pixels = read_stored(encoded, bits=bits, size=size)
     shown = show(pixels, bounds)
     if shown.ndim == 2:

@@ -18,11 +18,11 @@ Essa = Callable[..., subprocess.CompletedProcess[str]]
     [
         (
             ["adpt"],
-            "no verb 'adpt'; verbs are pack, pack index, data show, data ledger, data report, adapt, evaluate, export, "
+            "no verb 'adpt'; verbs are pack, pack index, data show, data ledger, data report, data verify, adapt, evaluate, export, "
             "report, config, doctor, bench data, demo, try; did you mean adapt?",
         ),
-        (["data"], "essa data needs a second word: data show, data ledger, data report"),
-        (["data", "shwo", "x"], "essa data needs a second word: data show, data ledger, data report"),
+        (["data"], "essa data needs a second word: data show, data ledger, data report, data verify"),
+        (["data", "shwo", "x"], "essa data needs a second word: data show, data ledger, data report, data verify"),
         (
             ["try", "--jsno"],
             "no flag '--jsno'; flags are --json, --debug, --help, --version; did you mean --json?",

@@ -1,6 +1,8 @@
 """Read every shard of a packed set, local or remote, and compare it with its checksum in the manifest."""
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,45 @@ from essa_dist.data.remote.fetcher import Fetcher
 from essa_dist.data.remote.opening import open_remote
 from essa_dist.data.remote.urls import is_url, join, shown
 from essa_dist.errors import DataError
+from essa_dist.settings import Config
+
+logger = logging.getLogger(__name__)
+
+TELL_S = 10.0
+"""Seconds between lines about how far it is."""
+
+
+class VerifyConfig(Config):
+    """What to read through. Needs `packed`."""
+
+    packed: str
+    """A packed data set: a folder or a URL."""
+    cache: CacheConfig = CacheConfig()
+    """How remote data are fetched."""
+
+
+def verify_data(config: VerifyConfig) -> dict[str, Any]:
+    """Read all shards and compare their checksums; returns ``packed``, ``shards`` and ``bytes``.
+
+    Raises UsageError where there is no packed set, DataError, naming shards, where one isn't what was packed.
+    """
+    told, done, read = time.monotonic(), 0, 0
+
+    def tell(shard: Shard) -> None:
+        nonlocal told, done, read
+        done, read = done + 1, read + shard.bytes
+        if time.monotonic() - told > TELL_S:
+            told = time.monotonic()
+            logger.info("%d shards read, %.2f GB", done, read / 1e9)
+
+    found = verify(config.packed, config.cache, tell)
+    bad = found["bad"]
+    if bad:
+        first = "; ".join(f"{file}: {reason}" for file, reason in list(bad.items())[:3])
+        raise DataError(
+            f"{len(bad)} of {found['shards']} shards of {found['ref']} are not what was packed: {first}; copy them again"
+        )
+    return {"packed": found["ref"], "shards": found["shards"], "bytes": found["bytes"]}
 
 
 def verify(
