@@ -25,6 +25,7 @@ OPEN = """
 import json, sys, time
 from pathlib import Path
 import numpy, torch, pyarrow.ipc
+import essa_dist.data.plan, essa_dist.data.shards
 import essa_dist.data as data
 from essa_dist.progress import memory_gib
 def private():

@@ -4,6 +4,7 @@ An Arrow file, mapped and not read: it opens in milliseconds whatever its size, 
 pages, and pandas, polars or DuckDB can query it. About 74 bytes a sample, and its key.
 """
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -110,14 +111,17 @@ def read_index(folder: Path) -> Index:
 
     path = folder / INDEX_FILE
     try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source)
-            if table.num_record_batches != 1:
-                raise DataError(f"{path} has {table.num_record_batches} parts, not 1: pack the data again")
-            batch = table.get_batch(0)
-            columns = {name: _to_numpy(batch.column(name)) for name in batch.schema.names}
-        return Index(**columns)
-    except (OSError, pa.ArrowException, TypeError) as error:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.madvise(
+            mmap.MADV_RANDOM
+        )  # the plan jumps: reading ahead would fill memory with pages of no use
+        table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+        if table.num_record_batches != 1:
+            raise DataError(f"{path} has {table.num_record_batches} parts, not 1: pack the data again")
+        batch = table.get_batch(0)
+        return Index(**{name: _to_numpy(batch.column(name)) for name in batch.schema.names})
+    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} can't be read ({reason}): pack the data again") from error
 

@@ -7,6 +7,7 @@ import copy
 import logging
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from essa_dist.data.index import NONE, Index, read_index
-from essa_dist.data.manifest import INDEX_FILE, Manifest, read_manifest
+from essa_dist.data.manifest import INDEX_FILE, UNLABELLED, Manifest, read_manifest
 from essa_dist.data.pixels import Bounds, decode, read_stored
 from essa_dist.data.remote import CacheConfig, RemoteShards, open_indexed, open_remote
 from essa_dist.data.remote.urls import is_url, shown, split_ref
@@ -51,18 +52,21 @@ class PackedImages:
         """Real values (Hounsfield units, ...) shown black and white; None: each sample's own, from its header."""
         self.classes: tuple[str, ...] = manifest.classes
         self.keys: Sequence[str] = index.key
-        self.labels: NDArray[np.int64] | None = (
-            index.label.astype(np.int64)
-            if manifest.label_kind == "single" and len(index) and int(index.label.min()) >= 0
-            else None
-        )
-        """Class of each sample; None where any sample has none, or may have several."""
         self.label_matrix: NDArray[np.int8] | None = index.labels
         """[n, classes] of 0, 1 and -1 (not known), where a sample may have several classes."""
-        self.patients: NDArray[np.int32] | None = (
-            index.patient if len(index) and int(index.patient.min()) >= 0 else None
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each sample; None where any sample has none, or may have several. 8 bytes a sample, once asked for."""
+        complete = self.manifest.label_kind == "single" and not self.manifest.counts[self.split].get(
+            UNLABELLED
         )
+        return self.index.label.astype(np.int64) if complete else None
+
+    @cached_property
+    def patients(self) -> NDArray[np.int32] | None:
         """Number of each sample's patient, the same in every split; None where any is not known."""
+        return self.index.patient if len(self) and int(self.index.patient.min()) >= 0 else None
 
     def __len__(self) -> int:
         return len(self.index)

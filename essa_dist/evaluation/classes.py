@@ -54,7 +54,7 @@ def warn_of_overlap(bank: PackedImages, test: PackedImages) -> int:
 
 
 def _present(images: PackedImages, role: str) -> set[str]:
-    if images.manifest.label_kind == "multi":
+    if images.label_matrix is not None:
         raise UsageError(
             f"split {images.split!r}, given as {role}, has several labels for an image: k-NN and the linear probe judge "
             "one class for each; pack it with one label column"

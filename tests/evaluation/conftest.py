@@ -22,6 +22,7 @@ class Pictures:
     classes: tuple[str, ...]
     split: str = "train"
     manifest: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(shards=()))
+    label_matrix: np.ndarray | None = None
 
     @property
     def keys(self) -> Sequence[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,3 +80,10 @@ def test_disjoint_splits_of_one_set_pass_in_silence(draw: Draw, caplog: pytest.L
     bank.manifest = test.manifest = shards(("train", "aa", 3), ("test", "bb", 2))
     assert warn_of_overlap(bank, test) == 0
     assert not caplog.records
+
+
+def test_images_with_several_labels_are_refused_with_the_reason(draw: Draw) -> None:
+    bank = draw(["red", "green"], [1, 1])
+    bank.labels, bank.label_matrix = None, np.array([[1, 0], [1, 1]], np.int8)
+    with pytest.raises(UsageError, match="given as bank, has several labels for an image"):
+        common_classes(bank, draw(["red", "green"], [1, 1]))
