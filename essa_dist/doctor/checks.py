@@ -115,6 +115,18 @@ def _embedded_weights() -> None:
             _expect(len(file.keys()) > 0, f"{path.name} is empty")
 
 
+def _image_codecs() -> None:
+    import imagecodecs
+    import numpy as np
+
+    values = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
+    for name in ("png", "jpegls", "jpeg2k"):
+        kept = {"level": 0} if name == "jpeg2k" else {}  # JPEG 2000 without loss
+        encoded = getattr(imagecodecs, f"{name}_encode")(values, **kept)
+        decoded = getattr(imagecodecs, f"{name}_decode")(encoded)
+        _expect(bool(np.array_equal(decoded, values)), f"{name} gave other 16-bit values back")
+
+
 def _import(module: str) -> Callable[[], None]:
     """A check that imports ``module`` in another process: its native code may crash, and it may talk on stdout."""
 
@@ -149,6 +161,10 @@ CHECKS = {
     "gloo process group": Check(_gloo, "set GLOO_SOCKET_IFNAME=lo for runs on this machine alone"),
     "safetensors round trip": Check(_safetensors, f"{REINSTALL} safetensors"),
     "embedded weights": Check(_embedded_weights, "install from a clone with pip install -e ."),
+    "16-bit image codecs": Check(_image_codecs, f"{REINSTALL} imagecodecs"),
+    "DICOM import": Check(
+        _import("pydicom.pixels, pylibjpeg, jpeg_ls"), f"{REINSTALL} pydicom pylibjpeg pyjpegls"
+    ),
     "DeepSpeed import": Check(
         _import("deepspeed"), f"needed for ZeRO only: {REINSTALL} deepspeed", _is_installed("deepspeed")
     ),

@@ -254,3 +254,29 @@ def test_similarity_does_not_depend_on_which_pictures_are_beside_it(scene: Scene
     assert many[1] > 0.95
     assert max(many[0], many[2]) < 0.7
     assert near.similarities(rows["thumbnail"], np.array([1]), np.array([3]))[0] == 0  # a negative is no copy
+
+
+def test_training_splits_and_what_is_unlabelled_leak_nothing_to_each_other(
+    make_table: MakeTable, scene: Scene
+) -> None:
+    splits = "train train_1 train_10 unlabelled test"
+    once, changed = scene(1), jpeg(scene(1))
+    table = make_table(
+        [once, once, changed, once, scene(2)], splits, patient=np.array([7, 7, 7, 7, 8])
+    )
+    found = examine(table, GuardConfig(patients="refuse", exact="refuse", near="refuse"))
+    assert found.patients_across.count == 0
+    assert found.near is not None
+    assert (found.exact.across, found.exact.inside) == (0, 2)
+    assert (found.near.across, found.near.inside) == (0, 1)
+    assert examine(table, GuardConfig(exact="drop", near="drop")).drop == ()
+
+
+def test_what_is_tested_is_dropped_from_every_training_split(make_table: MakeTable, scene: Scene) -> None:
+    once = scene(1)
+    table = make_table([once, once, jpeg(once), once], "train train_1 unlabelled test", patient=np.zeros(4, int))
+    config = GuardConfig(patients="report", exact="drop", near="drop")
+    found = examine(table, config)
+    assert found.drop == (0, 1, 2)
+    assert found.patients_across.count == 1
+    assert found.exact.across == 2
