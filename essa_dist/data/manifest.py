@@ -85,7 +85,8 @@ def read_manifest(folder: Path) -> Manifest:
         version = fields.get("format_version") if isinstance(fields, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format_version {version}, this program reads {FORMAT_VERSION}: pack the data again"
+                f"{path} has format_version {version}, this program reads {FORMAT_VERSION}: pack the data again, "
+                f"or keep its tars: essa pack index {folder}"
             )
         return Manifest.model_validate(fields)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from essa_dist.data.index import read_index
 from essa_dist.data.manifest import Manifest
 from essa_dist.errors import DataError
-from essa_dist.packing.config import PackConfig
 from essa_dist.packing.guards import Findings, Table, examine
 from essa_dist.packing.journal import Journal, LeftOut
 from essa_dist.packing.layouts import Found
 from essa_dist.packing.shards import Task, first, write_shards
+from essa_dist.packing.source import Source
+from essa_dist.packing.splits import side
 from essa_dist.packing.summary import count, statistics, write_quarantine
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def write_and_examine(task: Task, journal: Journal) -> tuple[list[LeftOut], Find
                 f"the first: {first(left_out)}"
             )
         journal.join_index(journal.set)
-        findings = _examine(journal, task.config)
+        findings = _examine(journal, task)
         if not findings.drop:
             break
         index = read_index(journal.set)
@@ -86,7 +88,7 @@ def describe(
     return manifest
 
 
-def _examine(journal: Journal, config: PackConfig) -> Findings:
+def _examine(journal: Journal, task: Task) -> Findings:
     """What the guards find in the set, whose index is written."""
     index = read_index(journal.set)
     splits = tuple(dict.fromkeys(record.shard.split for record in journal.records))
@@ -103,9 +105,15 @@ def _examine(journal: Journal, config: PackConfig) -> Findings:
         splits=splits,
         split=np.repeat([number[record.shard.split] for record in journal.records], counts),
         patient=index.patient,
-        file=np.concatenate([np.array(record.files, np.int64) for record in journal.records]),
+        file=_file_numbers(task.sources)[np.concatenate([record.files for record in journal.records])],
         fingerprint=journal.join_fingerprints(),
         flags={kind: np.array(rows, np.int64) for kind, rows in sorted(flags.items())},
     )
     # Patients were looked at before anything was packed.
-    return examine(table, config.guards.model_copy(update={"patients": "report"}))
+    return examine(table, task.config.guards.model_copy(update={"patients": "report"}))
+
+
+def _file_numbers(sources: Sequence[Source]) -> NDArray[np.int64]:
+    """A number for the file of each source. One that is listed in several training splits is the same, and no copy."""
+    numbers: dict[tuple[Path, str], int] = {}
+    return np.array([numbers.setdefault((one.path, side(str(one.split))), len(numbers)) for one in sources])

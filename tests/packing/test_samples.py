@@ -14,6 +14,7 @@ from PIL import Image
 from essa_dist.data.pixels import read_stored
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.errors import DataError
+from essa_dist.packing.guards import read_findings
 from essa_dist.packing.pack import PackConfig, pack
 
 ImageFolder = Callable[..., Path]
@@ -225,3 +226,18 @@ def test_the_stored_png_of_16_bits_is_read_by_another_decoder(tmp_path: Path) ->
     images = packed(tmp_path / "in", tmp_path, image_size=8)
     assert stored(images, 0).shape == (8, 12, 3)
     assert stored(images, 0).dtype == np.uint16
+
+
+def test_a_file_listed_in_a_fraction_of_the_training_set_is_no_copy_but_in_the_test_set_it_is(
+    image_folder: ImageFolder, tmp_path: Path
+) -> None:
+    image_folder({"": 3})
+    rows = ["0,train", "0,train_10", "0,train_1", "0,test", "1,train", "1,train_10", "2,val"]
+    lines = [f"images/{row.split(',')[0]}.png,{row},{i}" for i, row in enumerate(rows)]
+    listing = table(tmp_path, "path,patient,split,key", *lines)
+    settings = {"guards": {"patients": "report"}}
+    images = packed(listing, tmp_path, **settings)
+    found = read_findings(images.folder)
+    assert found is not None
+    assert (found.exact.across, found.exact.inside) == (3, 0)  # with test: train, train_10, train_1
+    assert found.patients_across.count == 1

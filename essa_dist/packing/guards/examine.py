@@ -35,7 +35,8 @@ def examine(table: Table, config: GuardConfig) -> Findings:
         )
     order, begins = groups(table, rank)
     a, b = copies(table, order, begins)
-    drop = [b[rank[a] != rank[b]]] if config.exact == "drop" else []
+    side = table.side
+    drop = [b[side[a] != side[b]]] if config.exact == "drop" else []
     exact = _duplicates(table, a, b, np.ones(len(a), np.float32), rank, config.pairs)
     _refuse("exact", exact, config.exact)
     near, notes = None, []
@@ -69,11 +70,11 @@ def split_order(splits: tuple[str, ...], keep: tuple[str, ...]) -> NDArray[np.in
 
 
 def _patients_across(table: Table) -> Examples:
-    patient, split = np.asarray(table.patient, np.int64), np.asarray(table.split, np.int64)
+    patient = np.asarray(table.patient, np.int64)
     (known,) = np.nonzero(patient != NONE)
     places, first = np.unique(
-        patient[known] * len(table.splits) + split[known], return_index=True
-    )  # a patient in a split
+        patient[known] * len(table.splits) + table.side[known], return_index=True
+    )  # a patient on a side
     owner = places // max(len(table.splits), 1)
     again = np.flatnonzero(owner[1:] == owner[:-1]) + 1
     patients, where = np.unique(owner[again], return_index=True)
@@ -92,7 +93,8 @@ def _duplicates(
     turned = rank[a] > rank[b]
     a, b = np.where(turned, b, a), np.where(turned, a, b)
     split, patient = np.asarray(table.split), np.asarray(table.patient)
-    across = split[a] != split[b]
+    side = table.side
+    across = side[a] != side[b]
     same = (patient[a] == patient[b]) & (patient[a] != NONE)
     named = np.lexsort((b, a, -score, ~across))[:cap]
     kinds, counts = np.unique(split[a] * len(table.splits) + split[b], return_counts=True)
@@ -132,10 +134,10 @@ def _refuse(kind: str, found: Duplicates, policy: str) -> None:
 def _later_copies(
     table: Table, a: Rows, b: Rows, rank: NDArray[np.int64], order: Rows, begins: NDArray[np.bool_]
 ) -> Rows:
-    """Rows with the pixels and in the split of the later one of each pair that crosses splits."""
-    later = np.where(rank[a] > rank[b], a, b)[rank[a] != rank[b]]
-    of_split = begins.copy()
-    of_split[1:] |= rank[order[1:]] != rank[order[:-1]]
-    group = np.empty(len(order), np.int64)
-    group[order] = np.cumsum(of_split)
+    """Rows with the pixels and for the purpose of the later one of each pair that crosses splits."""
+    side = table.side
+    later = np.where(rank[a] > rank[b], a, b)[side[a] != side[b]]
+    picture = np.empty(len(order), np.int64)
+    picture[order] = np.cumsum(begins)
+    group = picture * len(table.splits) + side
     return np.flatnonzero(np.isin(group, group[later]))

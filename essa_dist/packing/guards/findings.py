@@ -29,7 +29,7 @@ class Duplicates(Config):
     across: int = 0
     """Pairs in two splits: what is learnt from one is tested on the other."""
     inside: int = 0
-    """Pairs in one split."""
+    """Pairs in one split, or in two that are both for training (`train`, `train_10`, `unlabelled`)."""
     same_patient: int = 0
     """Pairs, of both kinds, of one known patient: likely one picture that was stored twice."""
     by_splits: dict[str, int] = Field(default={})

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from essa_dist.packing.splits import side
+
 
 @dataclass(frozen=True)
 class Table:
@@ -27,3 +29,14 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    @property
+    def side(self) -> NDArray[np.int64]:
+        """A number for what the split of each sample is for: the same for all that are for training."""
+        return side_numbers(self.splits)[np.asarray(self.split, np.int64)]
+
+
+def side_numbers(splits: Sequence[str]) -> NDArray[np.int64]:
+    """For each split the position of the first that is for the same; see :func:`essa_dist.packing.splits.side`."""
+    sides = [side(split) for split in splits]
+    return np.array([sides.index(one) for one in sides], np.int64)

@@ -4,6 +4,7 @@ import numpy as np
 
 from essa_dist.data.index import NONE
 from essa_dist.data.manifest import UNLABELLED
+from essa_dist.packing.guards.table import side_numbers
 from essa_dist.packing.report.record import Packed
 
 FEW = 10
@@ -38,16 +39,17 @@ def _things(count: int) -> str:
 
 
 def patients_across(packed: Packed) -> int:
-    """How many patients have samples in two splits."""
+    """How many patients have samples in two splits that must not share any."""
     patient = np.asarray(packed.index.patient, np.int64)
     known = patient != NONE
     splits = max(len(packed.manifest.splits), 1)
-    places = np.unique(patient[known] * splits + packed.split[known])
+    sides = side_numbers(packed.manifest.splits)
+    places = np.unique(patient[known] * splits + sides[packed.split[known]])
     return int((np.unique(places // splits, return_counts=True)[1] > 1).sum())
 
 
 def _patients(packed: Packed) -> list[str]:
-    if len(packed.manifest.splits) < 2:
+    if len(set(side_numbers(packed.manifest.splits))) < 2:
         return []
     across = patients_across(packed)
     if across:
