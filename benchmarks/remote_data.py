@@ -1,6 +1,7 @@
-"""Images a second from a server with latency and errors, against local files: `python benchmarks/remote_data.py PACKED`.
+"""Images a second from a server with latency and errors, against local files: `python benchmarks/remote_data.py [PACKED]`.
 
-Decodes and crops as training does. Prints JSON. The server is another process of this machine.
+Decodes and crops as training does. Prints a table and JSON; about a minute. The server is another process of this
+machine, the one that the tests use.
 """
 
 import argparse
@@ -20,12 +21,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import essa_dist  # noqa: F401  (mends torchvision where that is needed)
+from essa_dist.bench.machine import machine
 from essa_dist.data.augment import CropConfig, make_crops
 from essa_dist.data.plan import SamplePlan, sample_seed
 from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "data" / "remote" / "faulty_server.py"
+
+
+CELLS = Path(__file__).resolve().parents[1] / "assets" / "blood_cells"
 
 
 class Batches(Dataset[str]):
@@ -84,13 +89,14 @@ def serving(folder: Path, latency: float, errors: float) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("packed", type=Path, help="a packed data set")
+    parser.add_argument("packed", type=Path, nargs="?", default=CELLS, help="a packed data set")
     parser.add_argument("--latency", type=float, default=0.1, help="seconds before each answer")
     parser.add_argument("--errors", type=float, default=0.01, help="share of requests answered with 503")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=640, help="at most so many of the set")
     parser.add_argument("--size", type=int, default=224, help="of the two crops")
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
+    parser.add_argument("--out", type=Path, help="a file for the JSON")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     packed, rows = arguments.packed.resolve(), []
@@ -111,10 +117,22 @@ def main() -> None:
                 cache = CacheConfig(folder=folder, bytes=keep)
                 row = measure(ref, cache, arguments, workers, ahead)
                 rows.append({"data": where, "read_ahead": ahead, "workers": workers, **row})
+                local = next(one for one in rows if one["workers"] == workers)
+                rows[-1]["of_local"] = round(row["img_per_s"] / local["img_per_s"], 3)
+                print(
+                    f"workers {workers}  {where:<28} read_ahead {ahead}  {row['img_per_s']:>7} img/s  "
+                    f"{100 * rows[-1]['of_local']:.0f} % of local",
+                    flush=True,
+                )
     if len({row["digest"] for row in rows}) != 1:
         raise SystemExit("bytes differ between storages")
     settings = {"latency_s": arguments.latency, "errors": arguments.errors, "batch": arguments.batch}
-    print(json.dumps({**settings, "same_bytes": True, "rows": rows}, indent=1))
+    text = json.dumps(
+        {"machine": machine(torch.device("cpu")), **settings, "same_bytes": True, "rows": rows}, indent=1
+    )
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Batch:
     """Global step, from 0."""
     bad: tuple[str, ...] = ()
     """``shard:key`` of samples that could not be decoded for this batch and were replaced."""
+    why: tuple[str, ...] = ()
+    """The reason for each of ``bad``."""
     fallback: int = 0
     """How many of the B samples DALI could not decode as they are stored, so that the host did (decoder=dali)."""
 

@@ -89,7 +89,10 @@ def audit(run: Path, plan: SamplePlan, keys: Sequence[str], global_batch: int) -
     for step in range(1, last + 1):
         found = seen.get(step, _Line((None,) * global_batch, frozenset()))
         planned = [keys[index] for index in plan.indices(step - 1, global_batch)]
-        broken = [key != other and key in found.bad for key, other in zip(planned, found.keys, strict=True)]
+        broken = [
+            key != other and any(where.endswith(f":{key}") for where in found.bad)
+            for key, other in zip(planned, found.keys, strict=True)
+        ]
         replaced += sum(broken)
         stream += [key if bad else other for key, other, bad in zip(planned, found.keys, broken, strict=True)]
     expected = [keys[index] for index in plan.at(range(len(stream)))]
@@ -111,6 +114,7 @@ def audit(run: Path, plan: SamplePlan, keys: Sequence[str], global_batch: int) -
 class _Line(NamedTuple):
     keys: tuple[str | None, ...]
     bad: frozenset[str]
+    """``shard:key``; both may hold colons, as where the shard is an address."""
 
 
 class _File(NamedTuple):
@@ -122,9 +126,7 @@ class _File(NamedTuple):
 
 def _files(folder: Path) -> list[_File]:
     named = [(_NAME.fullmatch(path.name), path) for path in folder.glob("*.jsonl")]
-    return sorted(
-        _File(int(found[1]), int(found[2]), int(found[3]), path) for found, path in named if found
-    )
+    return sorted(_File(int(found[1]), int(found[2]), int(found[3]), path) for found, path in named if found)
 
 
 def _seen(files: Sequence[_File]) -> dict[int, _Line]:
@@ -150,6 +152,5 @@ def _lines(path: Path) -> dict[int, _Line]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             row = json.loads(line)
-            bad = frozenset(where.partition(":")[2] for where in row.get("bad", ()))  # of shard:key
-            rows[int(row["step"])] = _Line(tuple(row["keys"]), bad)
+            rows[int(row["step"])] = _Line(tuple(row["keys"]), frozenset(row.get("bad", ())))
     return rows

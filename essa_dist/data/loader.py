@@ -62,7 +62,8 @@ class DataConfig(Config):
     cache: CacheConfig = CacheConfig()
     """How remote data are fetched, and kept on this machine."""
     bad_sample_quota: BadQuota = BadQuota()
-    """How many different samples may be undecodable; each is replaced by the next one of the data set."""
+    """How many different samples may be undecodable, counted by each rank of those it meets; each is replaced by the next one of
+    the data set."""
 
     def open(self) -> PackedImages:
         """The images of ``train``, seen through ``window``. Raises as :func:`open_packed` does."""
@@ -98,7 +99,7 @@ class CropLoader:
         mine = rank_slice(global_batch, rank, world_size)
         self._allowed = config.bad_sample_quota.allowed(len(images))
         self._samples = len(images)
-        self._bad: dict[str, None] = {}  # a set that keeps its order
+        self._bad: dict[str, str] = {}  # shard:key and the reason
         workers = auto_workers() if config.workers == "auto" else config.workers
         self._steps = Steps(
             SamplePlan(len(images), seed),
@@ -158,7 +159,7 @@ class CropLoader:
         try:
             made = explain_deaths(items)
             for item in self._dali.batches(made) if self._dali else made:
-                self._note(item.bad)
+                self._note(item.bad, item.why)
                 if isinstance(item, Failed):
                     raise DataError(item.reason)
                 yield item
@@ -172,15 +173,16 @@ class CropLoader:
         items, self._items = self._items, None
         end_workers(items)
 
-    def _note(self, bad: Sequence[str]) -> None:
-        for where in bad:
+    def _note(self, bad: Sequence[str], why: Sequence[str]) -> None:
+        for where, reason in zip(bad, why, strict=True):
             if where not in self._bad:
-                self._bad[where] = None
-                logger.warning("can't decode %s: the next sample takes its place", where)
+                self._bad[where] = reason
+                logger.warning("can't decode %s (%s): the next sample takes its place", where, reason)
         if len(self._bad) > self._allowed:
+            first = ", ".join(f"{where} ({reason})" for where, reason in list(self._bad.items())[:3])
             raise DataError(
                 f"{len(self._bad)} of {self._samples} samples can't be decoded, {self._allowed} are allowed; first "
-                f"{', '.join(self.bad[:3])}; pack the data again, or raise data.bad_sample_quota"
+                f"{first}; pack the data again, or raise data.bad_sample_quota"
             )
 
 

@@ -1,5 +1,6 @@
 """What a packed data set says about itself: ``manifest.json``."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -63,9 +64,19 @@ class Manifest(Config):
     attribution: str
     skipped: dict[str, int]
     """Samples and files left out, by reason; each is named in ``quarantine.csv``."""
+    index_sha256: str = ""
+    """Of ``index.arrow``, filled in by :meth:`write`; compared when it is fetched and by `essa data verify`, not at each
+    opening, which maps the file without reading it."""
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Write ``folder/manifest.json``, beside the index if there is one."""
+        whole = self
+        if (folder / INDEX_FILE).exists():
+            with (folder / INDEX_FILE).open("rb") as index:
+                whole = self.model_copy(
+                    update={"index_sha256": hashlib.file_digest(index, "sha256").hexdigest()}
+                )
+        (folder / MANIFEST_FILE).write_text(whole.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:

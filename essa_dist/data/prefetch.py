@@ -1,6 +1,7 @@
 """The next batch reaches the device while the present step computes."""
 
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from queue import Empty, Full, Queue
@@ -14,6 +15,8 @@ Move = Callable[[Batch], Batch]
 
 POLL_S = 0.1
 """How soon the background thread notices that its reader has gone."""
+GIVE_UP_S = 5.0
+"""How long its reader, when it goes, waits for a thread that waits for workers: theirs may be a server that is down."""
 
 
 class _Ready(NamedTuple):
@@ -57,7 +60,10 @@ def prefetch(
             yield item.batch
     finally:
         stop.set()
-        while worker.is_alive():  # it may be about to put a batch that nobody will take
+        end = time.monotonic() + GIVE_UP_S
+        while (
+            worker.is_alive() and time.monotonic() < end
+        ):  # it may be about to put a batch that nobody will take
             _drain(ready)
             worker.join(POLL_S)
 

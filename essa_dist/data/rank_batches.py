@@ -35,6 +35,7 @@ class Failed(NamedTuple):
 
     reason: str
     bad: tuple[str, ...]
+    why: tuple[str, ...] = ()
 
 
 class Origin(NamedTuple):
@@ -43,7 +44,8 @@ class Origin(NamedTuple):
     request: Request
     indices: tuple[int, ...]  # of the samples in it: those of the request, or what took their places
     keys: tuple[str, ...]
-    bad: tuple[str, ...]
+    bad: tuple[str, ...]  # shard:key of the broken ones met
+    why: tuple[str, ...]  # of each of them
     masks: Tensor  # [2, B, N] bool
 
 
@@ -78,12 +80,12 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
         raise NotImplementedError
 
     def __getitem__(self, request: Request) -> Item | Failed:
-        bad: list[str] = []
+        bad: dict[str, str] = {}
         try:
             with _one_thread():
                 return self._batch(request, bad)
         except DataError as error:
-            return Failed(str(error), tuple(bad))
+            return Failed(str(error), tuple(bad), tuple(bad.values()))
 
     def bounds(self, i: int, seed: int) -> Bounds:
         """The stored values of sample ``i`` shown black and white, jittered where that is asked for and it has 16 bits."""
@@ -92,7 +94,7 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
             return draw_window(bounds, self.window_jitter, seed)
         return bounds
 
-    def _batch(self, request: Request, bad: list[str]) -> Item:
+    def _batch(self, request: Request, bad: dict[str, str]) -> Item:
         encoded = self.images.read_many(request.indices, request.uses)
         self.images.ahead(request.ahead)
         indices, samples = [], []
@@ -101,21 +103,23 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
             indices.append(i)
             samples.append(sample)
         keys = tuple(self.images.keys[i] for i in indices)
+        masks = self._draw(request.step)
         return self.together(
-            samples, Origin(request, tuple(indices), keys, tuple(bad), self._draw(request.step))
+            samples, Origin(request, tuple(indices), keys, tuple(bad), tuple(bad.values()), masks)
         )
 
-    def _usable(self, index: int, encoded: bytes, seed: int, bad: list[str]) -> tuple[int, Sample]:
-        """The sample, or the next one that can be decoded; the broken ones are appended to ``bad``."""
+    def _usable(self, index: int, encoded: bytes, seed: int, bad: dict[str, str]) -> tuple[int, Sample]:
+        """The sample, or the next one that can be decoded; why the broken ones are not goes to ``bad``."""
         tries = min(len(self.images), self.allowed + 1)  # one more than allowed is enough to end the run
         for attempt in range(tries):
             i = (index + attempt) % len(self.images)
             try:
                 return i, self.prepare(i, self.images.read(i) if attempt else encoded, seed)
-            except UndecodableImage:
-                bad.append(self.images.where(i))
+            except UndecodableImage as error:
+                where = self.images.where(i)
+                bad[where] = str(error).removeprefix(f"{where}: ")
         raise DataError(
-            f"{tries} samples in a row can't be decoded, the last is {bad[-1]}: pack the data again"
+            f"{tries} samples in a row can't be decoded, the last is {where} ({bad[where]}): pack the data again"
         )
 
     def _draw(self, step: int) -> Tensor:
@@ -150,6 +154,7 @@ class CropBatches(RankBatches[tuple[Tensor, Tensor], Batch]):
             keys=origin.keys,
             step=origin.request.step,
             bad=origin.bad,
+            why=origin.why,
         )
 
 

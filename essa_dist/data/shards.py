@@ -173,6 +173,12 @@ def open_packed(
     return _open(folder, manifest, split, LocalShards(folder, manifest.shards), window)
 
 
+def place_of(ref: str) -> str:
+    """The folder or address of a reference, without its split: another split of the same set is opened by it."""
+    ref = ref.removeprefix("file://")
+    return split_ref(ref)[0] if is_url(ref) else str(_parse(ref)[0])
+
+
 def _open_remote(
     where: str,
     split: str | None,

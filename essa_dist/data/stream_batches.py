@@ -140,6 +140,10 @@ class StreamBatches(IterableDataset[Made]):
                 meaning = None  # its label, if it was one, isn't needed here
         if meaning is not None:
             return meaning.bounds(self.stream.window)
+        if (
+            self.stream.window is not None
+        ):  # as of an indexed set: nothing else is told, so stored values are real
+            return Bounds(*self.stream.window)
         if deep is None:
             return PLAIN
         low, high = (float(value) for value in np.percentile(deep, WINDOW_PERCENT))

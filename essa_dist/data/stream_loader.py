@@ -13,7 +13,7 @@ from essa_dist.data.loader import DataConfig, check_patches
 from essa_dist.data.plan import rank_slice
 from essa_dist.data.stream import TarStream
 from essa_dist.data.stream_batches import Made, StreamBatches
-from essa_dist.data.workers import auto_workers, begin_worker, explain_deaths
+from essa_dist.data.workers import auto_workers, begin_worker, end_workers, explain_deaths
 from essa_dist.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,11 @@ class StreamLoader:
                 if made.batch is None:
                     raise DataError(made.failed)
                 assert made.batch.step == step
-                yield replace(made.batch, bad=tuple(where for where, _ in made.bad))
+                yield replace(
+                    made.batch,
+                    bad=tuple(where for where, _ in made.bad),
+                    why=tuple(reason for _, reason in made.bad),
+                )
         finally:
             if self._items is items:  # else other batches were asked for since
                 self.close()
@@ -101,10 +105,8 @@ class StreamLoader:
     def close(self) -> None:
         """End the workers. Happens by itself when :meth:`batches` ends, is closed or the program exits."""
         atexit.unregister(self.close)
-        shutdown = getattr(self._items, "_shutdown_workers", None)
-        self._items = None
-        if shutdown is not None:
-            shutdown()
+        items, self._items = self._items, None
+        end_workers(items)
 
     def _note(self, made: Made) -> None:
         for where, reason in made.bad:

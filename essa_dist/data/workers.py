@@ -3,12 +3,18 @@
 import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, TypeVar
+
+from torch._C import _remove_worker_pids
 
 from essa_dist.errors import DataError
 
 Item = TypeVar("Item")
+
+GRACE_S = 2.0
+"""For workers to end by themselves."""
 
 
 def auto_workers() -> int:
@@ -44,13 +50,23 @@ def explain_deaths(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def end_workers(items: Any) -> None:
-    """End the processes behind a DataLoader's iterator, if there are any.
+    """End the processes behind a DataLoader's iterator, if there are any; within GRACE_S and a little.
 
-    Not by dropping the iterator: a kept traceback may hold it, and the workers don't heed SIGTERM.
+    Not by dropping the iterator: a kept traceback may hold it, and the workers don't heed SIGTERM. One that waits for
+    a server or a disk that doesn't answer is killed: torch would wait for 5 s for each, and leave it behind.
     """
     shutdown = getattr(items, "_shutdown_workers", None)
-    if shutdown is not None:
+    if shutdown is None:
+        return
+    if items._worker_pids_set:  # else torch's handler of dead children would raise
+        _remove_worker_pids(id(items))
+        items._worker_pids_set = False
+    killer = threading.Timer(GRACE_S, lambda: [worker.kill() for worker in items._workers])
+    killer.start()
+    try:
         shutdown()
+    finally:
+        killer.cancel()
 
 
 def as_it_is(item: Any) -> Any:

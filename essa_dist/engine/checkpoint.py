@@ -79,6 +79,19 @@ def check_trunk(folder: Path, state: Mapping[str, Any], trunk_sha256: str) -> No
         raise UsageError(f"checkpoint {folder} was {wrong}")
 
 
+def check_data(run: Path, data: Mapping[str, str | None]) -> None:
+    """UsageError if the newest checkpoint of ``run`` was trained on other data than ``data`` (see ``train.identity``)."""
+    for folder in committed_checkpoints(run)[-1:]:
+        state = json.loads((folder / STATE).read_text())
+        changed = [key for key, now in data.items() if state.get(key) not in (None, now)]
+        if changed:
+            raise UsageError(
+                f"resume=true, but checkpoint {folder} was trained on other data than data.train names now ("
+                f"{'another split' if changed == ['data_split'] else 'its manifest.json is another'}): name those of "
+                "before, or start a new run"
+            )
+
+
 def prune(run: Path, keep: int) -> None:
     """Delete all but the ``keep`` newest complete checkpoints, and leftovers of interrupted writes."""
     for folder in committed_checkpoints(run)[:-keep]:

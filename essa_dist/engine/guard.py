@@ -3,6 +3,9 @@
 import logging
 import math
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from pydantic import Field
@@ -23,11 +26,24 @@ class GuardConfig(Config):
     """Steps before the first warning, and between repetitions of the same one."""
 
 
+PATIENCE_S = 5.0
+"""How long after a signal a batch that doesn't come is waited for: a scheduler kills within some 30 s."""
+
+
+class NoBatch(Exception):
+    """A signal came, and the batch that the loop waits for didn't."""
+
+
 class StopSignals:
-    """Remembers SIGINT and SIGTERM until the loop reaches a step boundary; a second SIGINT stops at once."""
+    """Remembers SIGINT and SIGTERM until the loop reaches a step boundary; a second SIGINT stops at once.
+
+    Where the loop waits for a batch (:meth:`waiting`), as it may for minutes when a server is down, it gets NoBatch.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._waiting = False
+        self._left = threading.Event()
         self._before: dict[int, signal.Handlers | None] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -39,14 +55,38 @@ class StopSignals:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            if self._waiting:
+                self._waiting = False
+                raise NoBatch
+            return
+        threading.Thread(target=self._insist, name="stop", daemon=True).start()
         self.received = signal.Signals(number).name
         log.warning("%s received: saving a checkpoint at the next step boundary", self.received)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for a batch: raises NoBatch when that takes too long after a signal."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    def _insist(self) -> None:
+        """Repeat the signal to this process, whose handler knows what it is waiting for."""
+        pause = PATIENCE_S
+        while not self._left.wait(pause):
+            if self._waiting:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            pause = 1.0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

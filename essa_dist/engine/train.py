@@ -16,13 +16,15 @@ from essa_dist.adapters import label
 from essa_dist.backbones.weights import file_sha256
 from essa_dist.data.batch import Batch
 from essa_dist.data.ledger import Ledger
+from essa_dist.data.manifest import MANIFEST_FILE
 from essa_dist.data.prefetch import prefetch
 from essa_dist.data.shards import PackedImages
+from essa_dist.data.stream import TarStream
 from essa_dist.distributed.collectives import any_rank, barrier
 from essa_dist.engine import checkpoint
 from essa_dist.engine.build import DTYPES, Training, build, standardize_heads
 from essa_dist.engine.config import RunConfig
-from essa_dist.engine.guard import CollapseWatch, StopSignals
+from essa_dist.engine.guard import CollapseWatch, NoBatch, StopSignals
 from essa_dist.engine.optim import step_values
 from essa_dist.engine.record import Metrics, check_out, open_run, versions
 from essa_dist.engine.schedules import StepValues, in_steps
@@ -51,6 +53,8 @@ def adapt(config: RunConfig) -> dict[str, Any]:
         check_out(config)  # before minutes of loading
     training = build(config, accelerator)
     if accelerator.is_main_process:
+        if config.resume:
+            checkpoint.check_data(Path(config.out), identity(training.images))
         open_run(config)  # only now: what can't be built leaves no folder behind
     barrier()
     return Run(config, training).train()
@@ -63,11 +67,13 @@ class Run:
         self.config, self.training = config, training
         self.folder = Path(config.out)
         self.main = training.accelerator.is_main_process
+        self.data = identity(training.images)  # now: the set may be packed anew under a running job
         self.step = self._restore()
         self.device = training.accelerator.device
         self.save_every = max(1, in_steps(config.checkpoint.every, training.steps_per_epoch))
         self.watch = CollapseWatch(config.guard, prototypes=config.objective.head.prototypes)
         self.last: dict[str, float] = {}
+        self.saved = 0  # step of the newest checkpoint of this process
 
     def _restore(self) -> int:
         t = self.training
@@ -98,21 +104,25 @@ class Run:
             ) as ledger,
         ):
             batches = prefetch(t.loader.batches(start, t.total_steps), self._to_device, self.device)
-            for batch, waited in _timed(batches):
-                logged = self._one_step(batch)
-                self.step += 1
-                ledger.write(self.step, batch.keys, batch.bad)
-                progress.update(self.step, self.last, data_wait=waited)
-                if logged:
-                    metrics.write(self._row() | progress.window())
-                stop = any_rank(signals.received is not None, self.device)
-                if stop or self.step % self.save_every == 0 or self.step == t.total_steps:
-                    self._save()
-                if stop and self.step < t.total_steps:
-                    raise Preempted(
-                        f"stopped by {signals.received or 'a signal'} after step {self.step} of {t.total_steps}; "
-                        f"go on with resume=true"
-                    )
+            try:
+                for batch, waited in _timed(batches, signals):
+                    logged = self._one_step(batch)
+                    self.step += 1
+                    ledger.write(self.step, batch.keys, batch.bad)
+                    progress.update(self.step, self.last, data_wait=waited)
+                    if logged:
+                        metrics.write(self._row() | progress.window())
+                    stop = any_rank(signals.received is not None, self.device)
+                    if stop or self.step % self.save_every == 0 or self.step == t.total_steps:
+                        self._save()
+                    if stop and self.step < t.total_steps:
+                        raise self._preempted(signals)
+            except (
+                NoBatch
+            ):  # this rank is between two updates, others may be in the next one: nothing waits for them
+                if self.main and self.step not in (start, self.saved):
+                    self._write_checkpoint()
+                raise self._preempted(signals) from None
         return self._summary(time.perf_counter() - begin, self.step - start)
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -179,10 +189,20 @@ class Run:
 
     def _save(self) -> None:
         if self.main:
-            folder = runfolder.checkpoint_folder(self.folder, self.step)
-            checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
-            checkpoint.prune(self.folder, self.config.checkpoint.keep)
+            self._write_checkpoint()
         barrier()
+
+    def _write_checkpoint(self) -> None:
+        folder = runfolder.checkpoint_folder(self.folder, self.step)
+        checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
+        checkpoint.prune(self.folder, self.config.checkpoint.keep)
+        self.saved = self.step
+
+    def _preempted(self, signals: StopSignals) -> Preempted:
+        return Preempted(
+            f"stopped by {signals.received or 'a signal'} after step {self.step} of {self.training.total_steps}; "
+            f"go on with resume=true"
+        )
 
     def _state(self) -> dict[str, Any]:
         t = self.training
@@ -194,9 +214,7 @@ class Run:
             "trunk_sha256": t.trunk_sha256,
             "weights_source": t.objective.backbone.weights_source,
             "weights_sha256": t.objective.backbone.weights_sha256,
-            "data_manifest_sha256": file_sha256(t.images.folder / "manifest.json")
-            if isinstance(t.images, PackedImages)
-            else None,
+            **self.data,
             "backbone": t.objective.backbone.name,
             "adapter": self.config.adapter.model_dump(),
             "scaler": t.scaler.state_dict(),
@@ -223,14 +241,16 @@ class Run:
         t = self.training
         trained = t.objective.branches.count("backbone.")
         log.info(
-            "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %d images, %d steps of %d, on %d x %s, %s",
+            "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %s, %d steps of %d, on %d x %s, %s",
             t.objective.backbone.name,
             label(self.config.adapter),
             f"{trained:,}",
             f"{t.trunk_parameters:,}",
             100 * trained / t.trunk_parameters,
             f"{t.objective.branches.count() - trained:,}",
-            len(t.images),
+            f"tars drawn at random, {len(t.images)} samples an epoch"
+            if isinstance(t.images, TarStream)
+            else f"{len(t.images)} images",
             t.total_steps,
             self.config.batch_size,
             t.accelerator.num_processes,
@@ -258,7 +278,14 @@ class Run:
         }
 
 
-def _timed(batches: Generator[Batch, None, None]) -> Iterator[tuple[Batch, float]]:
+def identity(images: PackedImages | TarStream) -> dict[str, str | None]:
+    """Tells data sets apart in checkpoints. None: tars without a manifest, which nothing tells apart."""
+    if isinstance(images, TarStream):
+        return {"data_manifest_sha256": None, "data_split": None}
+    return {"data_manifest_sha256": file_sha256(images.folder / MANIFEST_FILE), "data_split": images.split}
+
+
+def _timed(batches: Generator[Batch, None, None], signals: StopSignals) -> Iterator[tuple[Batch, float]]:
     """Each batch, ready on the device, with the seconds that the loop waited for it; ends the workers, however the loop ends.
 
     A step ends with a look at its loss, so the device is idle while the loop waits: the wait is all time lost to data.
@@ -266,7 +293,8 @@ def _timed(batches: Generator[Batch, None, None]) -> Iterator[tuple[Batch, float
     with closing(batches):
         while True:
             begin = time.perf_counter()
-            batch = next(batches, None)
+            with signals.waiting():
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch, time.perf_counter() - begin

@@ -60,7 +60,7 @@ def describe(
     shards = tuple(record.shard for record in journal.records)
     index = read_index(folder)
     samples, counts, patients = count(index, shards, found.classes)
-    mean, std = statistics(journal.records)
+    mean, std = statistics(record.histogram for record in journal.records)
     manifest = Manifest(
         name=config.name or Path(config.out).name,
         label_kind=found.label_kind,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from essa_dist.data.index import Index, read_index
 from essa_dist.data.manifest import INDEX_FILE, Shard
-from essa_dist.packing.lock import partial_folder
+from essa_dist.packing.lock import REPLACED, partial_folder
 from essa_dist.settings import Config
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class LeftOut(Config):
     path: str
     reason: str
     harmless: bool
-    """Nothing is wrong with the file: it is blank, or a duplicate. The quota doesn't count it."""
+    """Nothing is wrong with the file: it is blank, a duplicate, or no picture. The quota doesn't count it."""
 
 
 class Record(Config):
@@ -145,7 +145,7 @@ class Journal:
     def move_into_place(self, out: Path) -> None:
         """Rename the finished set to ``out``; a set that is there makes way first. Nothing is left of the folder."""
         if out.exists():
-            out.rename(self.folder / "replaced")
+            out.rename(self.folder / REPLACED)
         self.set.rename(out)
         _sync(out.parent)
         shutil.rmtree(self.folder)

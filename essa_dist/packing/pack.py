@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,15 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from essa_dist.data.manifest import MANIFEST_FILE
+from essa_dist.data.manifest import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from essa_dist.errors import DataError, UsageError
 from essa_dist.packing.config import PackConfig
 from essa_dist.packing.describe import describe, write_and_examine
 from essa_dist.packing.encode import Encoding
+from essa_dist.packing.guards import FINDINGS_FILE
 from essa_dist.packing.identity import identity, input_bytes
 from essa_dist.packing.journal import Journal, LeftOut, digest
 from essa_dist.packing.layouts import Found, find_sources
-from essa_dist.packing.lock import locked
+from essa_dist.packing.layouts.found import legible, some
+from essa_dist.packing.lock import clean_up, locked
 from essa_dist.packing.samples import Recipe
 from essa_dist.packing.shards import Task
 from essa_dist.packing.source import Source
@@ -41,6 +44,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     """
     began = time.monotonic()
     out = Path(config.out)
+    clean_up(out)
     _check_out(out, config.overwrite)
     found = find_sources(Path(config.src), config)
     for note in found.notes:
@@ -53,12 +57,13 @@ def pack(config: PackConfig) -> dict[str, Any]:
         dict(Counter(one.split for one in task.sources)),
     )
     with locked(out):
-        _check_out(out, config.overwrite)
+        _check_out(out, config.overwrite)  # again: another pack may have ended since
         journal = Journal(out)
         journal.open(identity(config, found, task.sources), digest([config.guards]))
         already = _say_resumed(journal)
         with _broken_off(journal):
             left_out, findings = write_and_examine(task, journal)
+            packed = time.monotonic()
             manifest = describe(journal, task, found, left_out, findings)
             journal.move_into_place(out)
     samples = sum(manifest.samples.values())
@@ -76,15 +81,10 @@ def pack(config: PackConfig) -> dict[str, Any]:
         "skipped": manifest.skipped,
         "mean": list(manifest.mean),
         "std": list(manifest.std),
-        "duplicates": {
-            kind: {"across": pairs.across, "inside": pairs.inside}
-            for kind, pairs in (("exact", findings.exact), ("near", findings.near))
-            if pairs is not None
-        },
-        "flags": {kind: examples.count for kind, examples in findings.flags.items()},
+        **findings.summary(),
         "report": str(out / "report.html") if config.report else None,
         "seconds": round(seconds, 2),
-        "img_per_s": round((samples - already) / max(seconds, 1e-9), 1),
+        "img_per_s": round((samples - already) / max(packed - began, 1e-9), 1),
     }
 
 
@@ -100,10 +100,11 @@ def _plan(found: Found, config: PackConfig) -> Task:
         base=base,
         sources=sources,
         missing=[
-            LeftOut(path=os.path.relpath(path, base), reason=reason, harmless=False)
+            LeftOut(path=legible(os.path.relpath(path, base)), reason=reason, harmless=False)
             for path, reason in found.missing
         ],
         classes={name: number for number, name in enumerate(found.classes)},
+        several=found.label_kind == "multi",
         patients=patient_numbers(sources, config.seed),
         recipe=Recipe(
             read=config.read,
@@ -175,3 +176,15 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{out} is not a packed data set, so overwrite=true won't replace it: choose another `out`"
         )
+    if strange := _strange(out):
+        raise UsageError(
+            f"{out} holds {some(strange, 3)} beside a packed set, which overwrite=true would delete: move it away, or "
+            "choose another `out`"
+        )
+
+
+def _strange(out: Path) -> list[str]:
+    """What a pack didn't write, tars that were indexed in their place among it."""
+    own = {MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE, FINDINGS_FILE, "report.html"}
+    names = sorted(path.name for path in out.iterdir())
+    return [name for name in names if name not in own and not re.fullmatch(r"[\w-]+-\d{6}\.tar", name)]

@@ -16,6 +16,7 @@ from essa_dist.packing.frame import Frame
 from essa_dist.packing.guards import Fingerprint, fingerprint
 from essa_dist.packing.masks import encode_mask, read_mask
 from essa_dist.packing.readers import ReadConfig, read_frames
+from essa_dist.packing.readers.values import NotWanted, refuse_special
 from essa_dist.packing.source import Source
 
 
@@ -44,7 +45,7 @@ class Refused(NamedTuple):
     part: str
     reason: str
     harmless: bool = False
-    """Nothing is wrong with the file: it is blank, or a duplicate."""
+    """Nothing is wrong with the file: it is blank, a duplicate, or no picture to take."""
 
 
 def make_samples(source: Source, how: Recipe) -> Iterator[Made | Refused]:
@@ -58,7 +59,7 @@ def make_samples(source: Source, how: Recipe) -> Iterator[Made | Refused]:
     except EssaError:  # a package or a setting is missing: that's not the file's fault
         raise
     except Exception as error:  # a broken file makes decoders raise almost anything
-        yield Refused("", reason(error, source.path))
+        yield Refused("", reason(error, source.path), harmless=isinstance(error, NotWanted))
 
 
 def _one(source: Source, frame: Frame, mask: NDArray[np.uint8] | None, how: Recipe) -> Made | Refused:
@@ -80,6 +81,7 @@ def _one(source: Source, frame: Frame, mask: NDArray[np.uint8] | None, how: Reci
 
 def _mask(path: Path, classes: int) -> NDArray[np.uint8]:
     try:
+        refuse_special(path)
         return read_mask(path, classes)
     except FileNotFoundError:
         raise ValueError("its mask is missing") from None

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from essa_dist.data.index import NONE
+from essa_dist.data.manifest import QUARANTINE_FILE
 from essa_dist.data.quota import BadQuota
 from essa_dist.errors import DataError
 from essa_dist.packing.config import PackConfig
 from essa_dist.packing.guards import Fingerprint, table_of
 from essa_dist.packing.journal import Journal, LeftOut, Position, Record
+from essa_dist.packing.layouts.found import legible
 from essa_dist.packing.progress import PackProgress
 from essa_dist.packing.samples import Made, Recipe, Refused
 from essa_dist.packing.source import Source
@@ -23,6 +25,9 @@ from essa_dist.packing.workers import Item, Workers, in_process
 from essa_dist.packing.writer import Sample, ShardWriter
 
 logger = logging.getLogger(__name__)
+
+SAID = 20
+"""Lines about samples that are left out."""
 
 
 class Task(NamedTuple):
@@ -36,6 +41,8 @@ class Task(NamedTuple):
     missing: Sequence[LeftOut]
     """Files that were listed and aren't there."""
     classes: Mapping[str, int]
+    several: bool
+    """Whether a sample may have several classes."""
     patients: Mapping[str, int]
     recipe: Recipe
     workers: int
@@ -123,13 +130,11 @@ class _Quarantine:
         before = [one for record in journal.records for one in record.left_out]
         self.left_out = [*task.missing, *before]
         self._bad = sum(not one.harmless for one in self.left_out)
+        self._said = 0
         self._check()
 
     def add(self, source: Source, refused: Refused) -> LeftOut:
-        where = f"{source.path}#{refused.part}" if refused.part else str(source.path)
-        logger.log(
-            logging.INFO if refused.harmless else logging.WARNING, "left out %s: %s", where, refused.reason
-        )
+        self._say(f"{source.path}#{refused.part}" if refused.part else str(source.path), refused)
         one = LeftOut(
             path=_named(source, refused.part, self._task), reason=refused.reason, harmless=refused.harmless
         )
@@ -137,6 +142,14 @@ class _Quarantine:
         self._bad += not refused.harmless
         self._check()
         return one
+
+    def _say(self, where: str, refused: Refused) -> None:
+        self._said += 1
+        level = logging.INFO if refused.harmless else logging.WARNING
+        if self._said <= SAID:
+            logger.log(level, "left out %s: %s", where, refused.reason)
+        elif self._said == SAID + 1:
+            logger.log(level, "left out more; all are named in %s", QUARANTINE_FILE)
 
     def _check(self) -> None:
         total = len(self._task.sources) + len(self._task.missing)
@@ -184,7 +197,8 @@ def _sample(source: Source, made: Item, task: Task, dropped: Container[str]) -> 
         encoded=made.encoded,
         mask=made.mask,
         label=NONE if source.label is None else task.classes[source.label],
-        labels=source.labels,
+        # A set has one schema: where nothing is known of a sample, that is written for each class.
+        labels=source.labels or ((NONE,) * len(task.classes) if task.several else None),
         patient=NONE if source.patient is None else task.patients[source.patient],
     )
 
@@ -203,4 +217,4 @@ def _named(source: Source, part: str, task: Task) -> str:
         if task.config.keys == "path"
         else key_of(source.key, task.config)
     )
-    return f"{name}#{part}" if part else name
+    return legible(f"{name}#{part}" if part else name)

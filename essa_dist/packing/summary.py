@@ -1,7 +1,7 @@
 """What the manifest says of all samples, from the finished shards."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from essa_dist.data.index import NONE, Index
 from essa_dist.data.manifest import QUARANTINE_FILE, UNLABELLED, Shard
-from essa_dist.packing.journal import LeftOut, Record
+from essa_dist.packing.journal import LeftOut
 
 RGB = tuple[float, float, float]
 
@@ -38,10 +38,10 @@ def count(index: Index, shards: Sequence[Shard], classes: Sequence[str]) -> Coun
     return result
 
 
-def statistics(records: Sequence[Record]) -> tuple[RGB, RGB]:
-    """Mean and standard deviation per channel over the histograms of all shards, on the scale 0..1."""
+def statistics(histograms: Iterable[Sequence[Sequence[int]]]) -> tuple[RGB, RGB]:
+    """Mean and standard deviation per channel over the histograms [3, 256] of all shards, on the scale 0..1."""
     pixels: NDArray[np.int64] = sum(
-        (np.array(record.histogram, np.int64) for record in records), np.zeros((3, 256), np.int64)
+        (np.array(one, np.int64) for one in histograms), np.zeros((3, 256), np.int64)
     )
     share = pixels / pixels.sum(axis=1, keepdims=True)
     values = np.arange(256) / 255

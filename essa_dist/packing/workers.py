@@ -161,7 +161,7 @@ class Workers:
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        program = f"from essa_dist.packing.workers import serve; serve({theirs.fileno()})"
+        program = f"from essa_dist.packing.workers import serve; serve({theirs.fileno()}, {os.getpid()})"
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         # A session of its own: Ctrl-C is for the main process, which ends its workers.
         process = subprocess.Popen(
@@ -178,10 +178,10 @@ class Workers:
         return _Worker(process, connection, deque())
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, parent: int) -> None:
     """A worker process: make the samples of each source that arrives, until the main process has gone."""
     connection: Connection[Any, Any] = Connection(descriptor)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     try:
         how: Recipe = connection.recv()
         with quiet():

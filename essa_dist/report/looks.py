@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from essa_dist import runfolder
 from essa_dist.backbones import Backbone
 from essa_dist.data import PackedImages, open_packed
+from essa_dist.data.shards import place_of
 from essa_dist.errors import UsageError
 from essa_dist.export.models import base_model, load_model
 from essa_dist.report.banner import BANNER, draw_banner
@@ -61,8 +62,9 @@ def frozen_model(record: Record) -> Backbone:
 
 def _images_of(record: Record) -> PackedImages:
     """The data set that the run was trained on, in the split farthest from training that it has."""
-    train = open_packed(str(_section(record, "data").get("train", "")), prefer=("unlabelled", "train"))
-    return open_packed(str(train.folder), prefer=("test", "val", train.split))
+    ref = str(_section(record, "data").get("train", ""))
+    train = open_packed(ref, prefer=("unlabelled", "train"))
+    return open_packed(place_of(ref), prefer=("test", "val", train.split))
 
 
 def _section(record: Record, name: str) -> Mapping[str, Any]:

@@ -1,17 +1,15 @@
 """Put the page together: one self-contained HTML file, and the PNG files that it embeds."""
 
-import base64
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import Field
 
 from essa_dist import runfolder
 from essa_dist.errors import EssaError
 from essa_dist.report.banner import BANNER
 from essa_dist.report.crops import crops_section
+from essa_dist.report.html import fill
 from essa_dist.report.looks import look_at_images, look_sections, missing_looks
 from essa_dist.report.record import Record, read_record
 from essa_dist.report.section import Section
@@ -80,21 +78,3 @@ def render(record: Record, sections: list[Section]) -> str:
     """The page of a run as HTML."""
     title = f"Adaptation report: {record.run.resolve().name}"
     return fill(title, sentence(record), record.notes, sections)
-
-
-def fill(title: str, result: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
-    """A page as HTML: the result in a sentence, notes below it, sections. The template engine escapes all text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = data_uri
-    template = environment.get_template("template.html")
-    return template.render(title=title, result=result, notes=notes, sections=sections)
-
-
-def data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -52,9 +52,10 @@ def test_a_sample_seen_twice_is_counted_with_the_one_it_displaced(tmp_path: Path
     assert (found.repeated, found.skipped, found.unplanned) == (1, 1, 1)
 
 
-def test_a_broken_sample_is_replaced_not_repeated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", ["a.tar", "s3://bucket/a.tar", "http://host:80/a.tar"])
+def test_a_broken_sample_is_replaced_not_repeated(tmp_path: Path, shard: str) -> None:
     broken = KEYS[PLAN.at(range(7, 8))[0]]
-    record(tmp_path, 0, 5, ranks=2, wrong={7: KEYS[PLAN.at(range(3, 4))[0]]}, bad=[f"a.tar:{broken}"])
+    record(tmp_path, 0, 5, ranks=2, wrong={7: KEYS[PLAN.at(range(3, 4))[0]]}, bad=[f"{shard}:{broken}"])
     found = audit(tmp_path, PLAN, KEYS, BATCH)
     assert (found.replaced, found.repeated, found.skipped, found.unplanned) == (1, 0, 0, 0)
 

@@ -79,11 +79,29 @@ def test_an_error_comes_after_the_batches_before_it(threaded: bool) -> None:
     source = Source(9, fail_at=2)
     seen = []
     with pytest.raises(DataError, match="shard gone"):
-        for one in prefetch(source.batches(), doubled, CPU, threaded=threaded):
-            seen.append(one.step)
+        seen.extend(one.step for one in prefetch(source.batches(), doubled, CPU, threaded=threaded))
     assert seen == [0, 1]
     assert source.closed
     assert not running()
+
+
+def test_a_reader_that_goes_does_not_wait_for_ever_for_a_batch_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("essa_dist.data.prefetch.GIVE_UP_S", 0.3)
+    server_is_back = threading.Event()
+
+    def stuck() -> Generator[Batch, None, None]:
+        yield batch(0)
+        server_is_back.wait(30)
+
+    batches = prefetch(stuck(), doubled, CPU, threaded=True)
+    next(batches)
+    begin = time.monotonic()
+    batches.close()
+    assert time.monotonic() - begin < 5
+    server_is_back.set()
+    assert eventually(iter(lambda: not running(), None))
 
 
 @both

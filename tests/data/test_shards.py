@@ -11,16 +11,16 @@ from PIL import Image
 
 from essa_dist.data.index import read_index
 from essa_dist.data.manifest import read_manifest
-from essa_dist.packing.pack import PackConfig, pack
-from essa_dist.data.shards import PackedImages, UndecodableImage, open_packed
+from essa_dist.data.shards import PackedImages, UndecodableImage, open_packed, place_of
 from essa_dist.errors import DataError, UsageError
+from essa_dist.packing.pack import PackConfig, pack
 
 
 @pytest.fixture
 def labelled(image_folder, tmp_path: Path) -> Path:
     out = tmp_path / "labelled"
     source = image_folder({"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2, "unlabelled": 2})
-    pack(PackConfig(src=str(source), out=str(out)))
+    pack(PackConfig(src=str(source), out=str(out), report=False))
     return out
 
 
@@ -185,3 +185,8 @@ def test_a_manifest_that_cannot_be_understood_is_one_line(packed: Path, text: st
     with pytest.raises(DataError, match=message) as caught:
         open_packed(str(packed))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/set", "http://host:80/a:b/set", "data/set"])
+def test_a_reference_with_a_split_names_the_place_of_the_whole_set(place: str) -> None:
+    assert {place_of(place), place_of(f"{place}:val")} == {place}

@@ -16,6 +16,7 @@ from essa_dist.data.augment import make_crops
 from essa_dist.data.batch import Batch
 from essa_dist.data.loader import DataConfig
 from essa_dist.data.masks import MaskConfig, draw_masks
+from essa_dist.data.pixels import Bounds, show
 from essa_dist.data.plan import sample_seed
 from essa_dist.data.stream import Encoded, StreamConfig, draw, open_stream, read_tar
 from essa_dist.data.stream_loader import StreamLoader
@@ -166,6 +167,20 @@ def test_sixteen_bits_are_shown_through_the_window_of_the_json_or_the_settings(
     shown = np.clip((deep.astype(np.float64) - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
     image = torch.from_numpy(shown).expand(3, -1, -1)
     assert torch.equal(batch.global_crops[:, 0], make_crops(image, CROPS, sample_seed(1, 0))[0])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_window_of_the_settings_counts_also_where_no_json_tells_of_real_values(
+    tmp_path: Path, bits: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 2**bits, (20, 24)).astype(f"uint{bits}")
+    image = imagecodecs.png_encode(values)
+    folder = write(tmp_path / "deep" / "0.tar", [(f"{i}.png", image) for i in range(4)]).parent
+    window = (10.0, 200.0)
+    (batch,) = loader(folder, window=window).batches(0, 1)
+    shown = show(values, Bounds(*window))
+    rgb = torch.from_numpy(np.repeat(shown[:, :, None], 3, axis=2)).permute(2, 0, 1)
+    assert torch.equal(batch.global_crops[:, 0], make_crops(rgb, CROPS, sample_seed(1, 0))[0])
 
 
 def test_sixteen_bits_without_a_window_are_shown_between_percentiles_and_jittered_where_asked(

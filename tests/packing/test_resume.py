@@ -231,13 +231,16 @@ def test_workers_end_with_the_pack_and_say_nothing(
     image_folder: ImageFolder, tmp_path: Path, stop: signal.Signals
 ) -> None:
     source = image_folder({".": 60})
-    os.mkfifo(source / "waits.png")  # a worker that opens it hangs, as on a dead network disk
+    # A worker that opens this hangs, as on a dead network disk: it takes it for an ordinary file.
+    os.mkfifo(source / "waits.png")
+    (tmp_path / "sitecustomize.py").write_text("import stat; stat.S_ISREG = lambda mode: True")
     config = packing(source, tmp_path / "out", workers=2)
     run = subprocess.Popen(
         [sys.executable, "-c", PACK, config.model_dump_json(exclude_defaults=True)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, *sys.path)))},
     )
     journal = tmp_path / ".out.partial" / "journal"
     deadline = time.monotonic() + 60

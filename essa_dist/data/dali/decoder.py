@@ -82,6 +82,7 @@ class DaliDecoder:
             keys=origin.keys,
             step=origin.request.step,
             bad=origin.bad,
+            why=origin.why,
             fallback=encoded.fallback,
         )
 
@@ -89,11 +90,11 @@ class DaliDecoder:
         if encoded.fallback and not self._said:
             self._said = True
             logger.info(
-                "%d of the %d images of step %d are not for DALI (16 bits, a window, an unusual file): "
+                "%d of the %d images of update %d are not for DALI (16 bits, a window, an unusual file): "
                 "the CPU decodes such",
                 encoded.fallback,
                 len(encoded.ends),
-                encoded.origin.request.step,
+                encoded.origin.request.step + 1,
             )
 
     def _mend(self, feed: "_Feed", error: RuntimeError) -> None:

@@ -1,5 +1,7 @@
 """Open a packed set at an address: its manifest and index come into the local cache, its shards stay where they are."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -67,18 +69,34 @@ async def _fetch_set(fetcher: Fetcher, url: str, root: Path) -> tuple[Path, Hold
             f"{shown(url)} is not a packed data set (no {MANIFEST_FILE} and {INDEX_FILE}, or no such place); "
             "copy there what `essa pack` wrote, and name its folder"
         ) from error
-    folder, hold = set_folder(root, manifest, f"{index.size} {index.version}")
+    wanted = _index_sha256(manifest)
+    folder, hold = set_folder(root, manifest, wanted or f"{index.size} {index.version}")
     with locked(folder / "opening"):  # other ranks wait
         if not (folder / MANIFEST_FILE).exists():
+            digest = hashlib.sha256()
             with open(folder / f"{INDEX_FILE}.part", "wb") as file:
                 async for part in fetcher.parts(join(url, INDEX_FILE), _size(url, index)):
                     file.write(part)
+                    digest.update(part)
+            if wanted not in ("", digest.hexdigest()):
+                raise DataError(
+                    f"{shown(url)}: {INDEX_FILE} is not the one of {MANIFEST_FILE} (SHA-256), as while a set is being "
+                    "copied there: try again then, or copy both again"
+                )
             (folder / f"{INDEX_FILE}.part").rename(folder / INDEX_FILE)
             (folder / f"{MANIFEST_FILE}.part").write_bytes(manifest)
             (folder / f"{MANIFEST_FILE}.part").rename(
                 folder / MANIFEST_FILE
             )  # last: where it is, all is whole
     return folder, hold
+
+
+def _index_sha256(manifest: bytes) -> str:
+    """Of the index that belongs to a manifest; empty where that doesn't say, or is none (which its reader will tell)."""
+    try:
+        return str(json.loads(manifest).get("index_sha256", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _size(url: str, facts: Facts) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from essa_dist.data.manifest import Shard, read_manifest
+from essa_dist.data.manifest import INDEX_FILE, Shard, read_manifest
 from essa_dist.data.remote.config import CacheConfig
 from essa_dist.data.remote.fetcher import Fetcher
 from essa_dist.data.remote.opening import open_remote
@@ -49,7 +49,7 @@ def verify_data(config: VerifyConfig) -> dict[str, Any]:
     if bad:
         first = "; ".join(f"{file}: {reason}" for file, reason in list(bad.items())[:3])
         raise DataError(
-            f"{len(bad)} of {found['shards']} shards of {found['ref']} are not what was packed: {first}; copy them again"
+            f"{len(bad)} of {found['shards'] + 1} files of {found['ref']} are not what was packed: {first}; copy them again"
         )
     return {"packed": found["ref"], "shards": found["shards"], "bytes": found["bytes"]}
 
@@ -64,8 +64,13 @@ def verify(
     """
     cache = cache or CacheConfig()
     folder = open_remote(ref, cache).folder if is_url(ref) else Path(ref)
-    shards = read_manifest(folder).shards
+    manifest = read_manifest(folder)
+    shards = manifest.shards
     bad: dict[str, str] = {}
+    if manifest.index_sha256:  # of a remote set: its copy, checked when it was fetched
+        size = (folder / INDEX_FILE).stat().st_size
+        if _local_digest(folder / INDEX_FILE, size) != manifest.index_sha256:
+            bad[INDEX_FILE] = "it is not the one of the manifest (SHA-256)"
     with Fetcher(cache) as fetcher:
         for shard in shards:
             remote = is_url(ref) or is_url(shard.file)

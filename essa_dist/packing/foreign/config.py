@@ -50,10 +50,12 @@ class IndexConfig(Config):
     ignore: tuple[str, ...] = ()
     """Suffixes of members to pass over in silence, e.g. `[pyd]`: a pickle beside an image is refused otherwise."""
     check: Literal["pixels", "header"] = "pixels"
-    """`pixels`: every image is decoded, and mean and std are of all; `header`: only its header is read, many times
-    faster, and mean and std are of one image in 32."""
+    """`pixels`: every image is decoded, mean and std are of all, and duplicates are looked for; `header`: only its header
+    is read, many times faster, mean and std are of one image in 32, and duplicates are not looked for."""
     quota: BadQuota = BadQuota()
     """How many samples, members and tars may be unusable; they are left out and named in `quarantine.csv`."""
+    report: bool = True
+    """Write `report.html`, a page about the data."""
     workers: int = Field(default=2, ge=1)
     """Processes, each with a tar of its own."""
     overwrite: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from essa_dist.data.index import NONE
 from essa_dist.data.manifest import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE, Manifest
@@ -20,24 +21,25 @@ from essa_dist.packing.foreign.merge import Merged, merge
 from essa_dist.packing.foreign.samples import ONE_IN
 from essa_dist.packing.foreign.scan import ShardScan
 from essa_dist.packing.foreign.scanning import scan_all
+from essa_dist.packing.guards import FINDINGS_FILE, Findings, GuardConfig, Table, examine
 from essa_dist.packing.journal import LeftOut
-from essa_dist.packing.summary import count, write_quarantine
+from essa_dist.packing.lock import lock
+from essa_dist.packing.summary import count, statistics, write_quarantine
 
 logger = logging.getLogger(__name__)
 
+REPORT_FILE = "report.html"
 WORK_FOLDER = ".indexing"
 """In ``out`` while it is made: the scans that are done, so that a killed run goes on where it was."""
 SHOWN = 3
 """Bad samples named in an error."""
 
-RGB = tuple[float, float, float]
-
 
 def index(config: IndexConfig) -> dict[str, Any]:
-    """Write index.arrow, manifest.json and quarantine.csv for the tars of ``config.src``, and say what was found.
+    """Write index, manifest, findings, quarantine and report for the tars of ``config.src``, and say what was found.
 
     The tars stay as they are. The same tars and settings give the same bytes, whatever the number of workers and
-    however often the run was killed. Memory: about 1 kB a sample.
+    however often the run was killed. Memory: about 3 kB a sample.
     Raises UsageError for what can't be meant, DataError where there are no samples or more bad ones than allowed.
     """
     shards = list_shards(config.src)
@@ -45,11 +47,22 @@ def index(config: IndexConfig) -> dict[str, Any]:
     former = read_former(out)
     work = out / WORK_FOLDER
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        held = lock(work, f"{out} is being indexed by another process: wait for it, or choose another `out`")
     except OSError as error:
         raise UsageError(
             f"{out} can't be written ({error.strerror}): name another folder, as out=DIR"
         ) from error
+    with held:
+        try:
+            return _index(config, shards, out, former)
+        finally:
+            if not any(work.glob("*.json")):  # no scan to go on from
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _index(config: IndexConfig, shards: Sequence[str], out: Path, former: Former) -> dict[str, Any]:
+    work = out / WORK_FOLDER
+    _refuse_whole(out, config)  # again: another process may have ended since
     scans = scan_all(shards, config, work)
     merged = merge(scans, {shard: _file(shard, out) for shard in shards}, config, former)
     _warn(scans, former, merged)
@@ -58,9 +71,18 @@ def index(config: IndexConfig) -> dict[str, Any]:
     manifest = _manifest(merged, scans, config, former, out)
     merged.index.write(work)
     manifest.write(work)
+    findings = _examine(merged, scans)
+    for name in (FINDINGS_FILE, REPORT_FILE):  # of an index that is replaced
+        (out / name).unlink(missing_ok=True)
+    if findings is not None:
+        findings.write(out)
     for name in (INDEX_FILE, MANIFEST_FILE):
         os.replace(work / name, out / name)
     shutil.rmtree(work)
+    if config.report:
+        from essa_dist.packing.report import DataReportConfig, data_report  # matplotlib
+
+        data_report(DataReportConfig(packed=str(out)))
     return {
         "out": str(out),
         "name": manifest.name,
@@ -71,6 +93,8 @@ def index(config: IndexConfig) -> dict[str, Any]:
         "skipped": manifest.skipped,
         "mean": list(manifest.mean),
         "std": list(manifest.std),
+        **({} if findings is None else findings.summary()),
+        "report": str(out / REPORT_FILE) if config.report else None,
     }
 
 
@@ -83,11 +107,15 @@ def _out(shards: Sequence[str], config: IndexConfig) -> Path:
         if any(scheme(shard) for shard in shards):
             raise UsageError("the tars are remote: name a folder of this machine for their index, as out=DIR")
         out = Path(os.path.commonpath(folders))
+    _refuse_whole(out, config)
+    return out
+
+
+def _refuse_whole(out: Path, config: IndexConfig) -> None:
     if is_whole(out) and not config.overwrite:
         raise UsageError(
             f"{out} has an index already: set overwrite=true to make it anew, or choose another `out`"
         )
-    return out
 
 
 def _file(shard: str, out: Path) -> str:
@@ -111,6 +139,36 @@ def _warn(scans: Mapping[str, ShardScan], former: Former, merged: Merged) -> Non
         logger.warning("the patients were known to the lost index alone: the new one has none")
 
 
+def _examine(merged: Merged, scans: Mapping[str, ShardScan]) -> Findings | None:
+    """What the guards find; None where not all images were decoded."""
+    if not all(one.fingerprints or not one.rows for one in scans.values()):
+        return None
+    table = Table(
+        key=merged.index.key,
+        splits=(splits := tuple(dict.fromkeys(shard.split for shard in merged.shards))),
+        split=np.repeat(
+            [splits.index(shard.split) for shard in merged.shards], [shard.count for shard in merged.shards]
+        ),
+        patient=merged.index.patient,
+        file=np.arange(len(merged.index)),
+        fingerprint=np.concatenate([one.fingerprint_rows() for one in scans.values()])[merged.rows],
+        flags=_flags(merged, scans),
+    )
+    return examine(table, GuardConfig(patients="report"))
+
+
+def _flags(merged: Merged, scans: Mapping[str, ShardScan]) -> dict[str, NDArray[np.int64]]:
+    """Kind of privacy finding -> rows of the index."""
+    found: dict[str, list[int]] = {}
+    place = {int(row): i for i, row in enumerate(merged.rows)}
+    start = 0
+    for one in scans.values():
+        for kind, rows in one.flags.items():
+            found.setdefault(kind, []).extend(place[start + row] for row in rows if start + row in place)
+        start += len(one.rows)
+    return {kind: np.sort(np.array(rows, np.int64)) for kind, rows in sorted(found.items()) if rows}
+
+
 def _check_quota(merged: Merged, config: IndexConfig, out: Path) -> None:
     bad = len(merged.bad)
     first = ", ".join(f"{where} ({reason})" for where, reason in merged.bad[:SHOWN])
@@ -130,7 +188,9 @@ def _check_quota(merged: Merged, config: IndexConfig, out: Path) -> None:
 def _manifest(
     merged: Merged, scans: Mapping[str, ShardScan], config: IndexConfig, former: Former, out: Path
 ) -> Manifest:
-    mean, std = _statistics(scans, config)
+    mean, std = statistics(one.histogram for one in scans.values() if one.histogram)
+    if config.check == "header":
+        logger.info("mean and std are of one image in %d", ONE_IN)
     top = max(one.mask_top for one in scans.values())
     has_masks = bool((merged.index.mask_length > 0).any())
     mask_classes = config.mask_classes or former.mask_classes or ("background", *map(str, range(1, top + 1)))
@@ -160,22 +220,3 @@ def _manifest(
         attribution=config.attribution or former.attribution,
         skipped=dict(sorted(Counter(reason for _, reason in merged.bad).items())),
     )
-
-
-def _statistics(scans: Mapping[str, ShardScan], config: IndexConfig) -> tuple[RGB, RGB]:
-    """Mean and standard deviation per channel, on the scale 0..1."""
-    pixels = sum(
-        (np.array(one.histogram, np.int64) for one in scans.values() if one.histogram), np.zeros((3, 256))
-    )
-    if config.check == "header":
-        logger.info("mean and std are of one image in %d", ONE_IN)
-    share = pixels / pixels.sum(axis=1, keepdims=True)
-    values = np.arange(256) / 255
-    mean = share @ values
-    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(values: Any) -> RGB:
-    red, green, blue = (round(float(value), 5) for value in values)
-    return red, green, blue

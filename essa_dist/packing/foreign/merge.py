@@ -17,6 +17,7 @@ from essa_dist.packing.foreign.former import Former, shard_splits
 from essa_dist.packing.foreign.labels import Labels, resolve
 from essa_dist.packing.foreign.samples import Row
 from essa_dist.packing.foreign.scan import ShardScan
+from essa_dist.packing.splits import side
 from essa_dist.packing.writer import DTYPES
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class Merged:
     shards: tuple[Shard, ...]
     label_kind: Literal["none", "single", "multi"]
     classes: tuple[str, ...]
+    rows: NDArray[np.int64]
+    """Of each sample, its place among the rows of all scans."""
     bad: list[tuple[str, str]]
     """``shard`` or ``shard:key``, and the reason."""
 
@@ -76,7 +79,7 @@ def merge(
             if name not in NOT_OF_A_ROW
         },
     )
-    return Merged(index, tuple(shards), labels.kind, labels.classes, bad)
+    return Merged(index, tuple(shards), labels.kind, labels.classes, picked, bad)
 
 
 def short_names(shards: Sequence[str]) -> dict[str, str]:
@@ -146,7 +149,7 @@ def _patients(rows: Sequence[Row]) -> NDArray[np.int32]:
 
 
 def _warn_of_shared(patient: NDArray[np.int32], splits: Sequence[str]) -> None:
-    pairs = {(split, int(one)) for split, one in zip(splits, patient, strict=True) if one != NONE}
+    pairs = {(side(split), int(one)) for split, one in zip(splits, patient, strict=True) if one != NONE}
     shared = [one for one, splits_of in Counter(one for _, one in pairs).items() if splits_of > 1]
     if shared:
         logger.warning(

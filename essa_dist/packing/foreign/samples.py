@@ -15,6 +15,8 @@ from essa_dist.packing.encode import find_bounds
 from essa_dist.packing.foreign.config import IndexConfig
 from essa_dist.packing.foreign.facts import Facts, join, read_facts
 from essa_dist.packing.frame import Frame
+from essa_dist.packing.guards import Fingerprint, fingerprint
+from essa_dist.packing.readers.raster import flags_in
 
 ONE_IN = 32
 """Images that give mean and std where not all are decoded."""
@@ -53,6 +55,8 @@ class _Image:
     length: int
     crc32: int
     header: Header
+    flags: tuple[str, ...] = ()
+    fingerprint: Fingerprint | None = None
     bounds: Bounds | None = None  # None: PLAIN, unless the facts say otherwise
 
 
@@ -88,6 +92,10 @@ class Samples:
         self.counted = 0
         """Images in the histogram."""
         self.mask_top = self.turned = 0
+        self.fingerprints: list[Fingerprint] = []
+        """Of each row, in order, once finished; empty: not all images were decoded."""
+        self.flags: dict[str, list[int]] = {}
+        """Kind of privacy finding -> rows that have it, once finished."""
         self._samples: dict[str, _Sample] = {}
         self._open: tuple[_Sample, Stored, bool] | None = None  # its pixels, whether they count
 
@@ -108,14 +116,22 @@ class Samples:
     def finish(self) -> tuple[list[Row], list[tuple[str, str]]]:
         """The usable samples in the order of the tar, and (key, reason) of the others."""
         self._show()
-        rows, bad = [], []
+        rows: list[Row] = []
+        bad: list[tuple[str, str]] = []
         for key, sample in self._samples.items():
             reason = sample.bad or _missing(sample)
             if reason:
                 bad.append((key, reason))
             elif sample.image is not None:  # else a README or its like
+                self._remember(len(rows), sample.image)
                 rows.append(_row(key, sample, sample.image))
         return rows, bad
+
+    def _remember(self, row: int, image: _Image) -> None:
+        if image.fingerprint is not None:
+            self.fingerprints.append(image.fingerprint)
+        for kind in image.flags:
+            self.flags.setdefault(kind, []).append(row)
 
     def _add(self, sample: _Sample, member: Member) -> None:
         if member.refused:
@@ -143,7 +159,8 @@ class Samples:
             pixels = read_stored(member.data, bits=header.bits, size=(header.height, header.width))
             grey = header.channels == 1 and pixels.ndim == 3  # 8-bit grey comes as three equal channels
             self._open = sample, pixels[:, :, 0] if grey else pixels, counts
-        sample.image = _Image(member.suffix, member.offset, len(member.data), crc32, header)
+        flags = flags_in(member.data) if self.config.check == "pixels" else ()
+        sample.image = _Image(member.suffix, member.offset, len(member.data), crc32, header, flags)
         self.turned += not header.upright
 
     def _show(self) -> None:
@@ -159,6 +176,8 @@ class Samples:
             channels = [shown] if shown.ndim == 2 else [shown[:, :, c] for c in range(3)]
             self.histogram += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
             self.counted += 1
+            if self.config.check == "pixels":
+                sample.image.fingerprint = fingerprint(shown)
 
     def _add_mask(self, sample: _Sample, member: Member) -> None:
         _once(sample.mask is not None)

@@ -1,8 +1,12 @@
 """Read one tar from its first byte to its last: where each image lies, what it is, what is wrong."""
 
+import base64
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from essa_dist.data.header import Meaning
 from essa_dist.data.shard_urls import open_shard
@@ -10,6 +14,7 @@ from essa_dist.data.tars import BrokenTar, Stream, walk
 from essa_dist.packing.foreign.config import IndexConfig
 from essa_dist.packing.foreign.facts import Facts
 from essa_dist.packing.foreign.samples import Row, Samples
+from essa_dist.packing.guards import FINGERPRINT, table_of
 
 READ_BYTES = 1 << 20
 
@@ -27,11 +32,18 @@ class ShardScan:
     """[3, 256]: of the pixels as they are shown; empty: none were decoded."""
     mask_top: int = 0
     """Highest class number in a mask."""
+    fingerprints: str = ""
+    """Base64 of one of type FINGERPRINT for each row; empty: not all images were decoded."""
+    flags: dict[str, list[int]] = field(default_factory=dict)
+    """Kind of privacy finding -> rows that have it."""
     turned: int = 0
     """Images whose EXIF orientation asks to be turned."""
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
+
+    def fingerprint_rows(self) -> NDArray[np.void]:
+        return np.frombuffer(base64.b64decode(self.fingerprints), FINGERPRINT)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
@@ -66,6 +78,8 @@ def scan(shard: str, config: IndexConfig) -> ShardScan:
         sha256=hashed.hexdigest(),
         histogram=samples.histogram.tolist() if samples.counted else [],
         mask_top=samples.mask_top,
+        fingerprints=base64.b64encode(table_of(samples.fingerprints).tobytes()).decode(),
+        flags=samples.flags,
         turned=samples.turned,
     )
 

@@ -18,7 +18,7 @@ from essa_dist.packing.foreign.config import IndexConfig
 from essa_dist.packing.foreign.scan import ShardScan, scan
 from essa_dist.packing.progress import PackProgress
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 """Of the scans kept between runs; raise it when :class:`ShardScan` changes."""
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -64,6 +65,18 @@ class Findings(Config):
     """What was not examined, and why."""
     drop: tuple[int, ...] = Field(default=(), exclude=True)
     """Rows of the table to leave out, ascending; not stored."""
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, for the result of a command."""
+        kinds = ("exact", self.exact), ("near", self.near)
+        return {
+            "duplicates": {
+                kind: {"across": pairs.across, "inside": pairs.inside}
+                for kind, pairs in kinds
+                if pairs is not None
+            },
+            "flags": {kind: examples.count for kind, examples in self.flags.items()},
+        }
 
     def write(self, folder: Path) -> None:
         """Write ``folder/findings.json``."""

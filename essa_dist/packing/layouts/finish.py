@@ -74,8 +74,10 @@ def _by_header(
 ) -> tuple[list[Source], list[str]]:
     import pydicom  # noqa: F401  (once, before threads do)
 
+    from essa_dist.packing.readers import hush
     from essa_dist.packing.readers.dicom import patient_of
 
+    hush()
     logger.info("reading the headers of %d DICOM files to know patients apart", len(asked))
     paths = [one.path for one in asked]
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:  # mostly waiting, on a network

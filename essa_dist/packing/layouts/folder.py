@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from essa_dist.data.manifest import UNLABELLED
 from essa_dist.errors import UsageError
 from essa_dist.packing.layouts.config import LayoutConfig
-from essa_dist.packing.layouts.found import Found, Layout, make_key, single_label, some, stem
+from essa_dist.packing.layouts.found import Found, Layout, legible, make_key, single_label, some, stem
 from essa_dist.packing.layouts.masks import from_folder, from_siblings, mask_folder, without_images
 from essa_dist.packing.layouts.walk import images
 from essa_dist.packing.source import Source
@@ -31,7 +31,7 @@ LISTS = (".csv", ".tsv", ".parquet")
 def find(src: Path, config: LayoutConfig) -> Found:
     """All images below ``src``, with class and split by folder."""
     files, others = images(src)
-    notes = [f"{src}: {others} files that are not images were ignored"] if others else []
+    notes = [f"{src}: files that are not images, and are ignored: {others}"] if others else []
     notes += _lists(src)
     folder = mask_folder(config)
     if folder is None:
@@ -47,9 +47,12 @@ def find(src: Path, config: LayoutConfig) -> Found:
     for path, named, mask, key in zip(files, inner, masks, _keys(inner), strict=True):
         split = SPLIT_FOLDERS[named.parts[0].lower()] if has_splits else None
         folders = named.parts[1 if has_splits else 0 : -1]
-        label = folders[0] if folders and has_classes and split != UNLABELLED else None
+        label = legible(folders[0]) if folders and has_classes and split != UNLABELLED else None
         sources.append(Source(src / path, key, label, split=split, mask=mask))
     classes, kind = single_label(sources)
+    if len(classes) == 1 and any(len(path.parts) > 2 for path in inner) and not has_splits:
+        folder_in = src / inner[0].parts[0]
+        notes.append(f"{folder_in} is taken for the only class; if it is none: essa pack {folder_in}")
     return Found(sources, classes, kind, config.mask_classes if has_masks else (), notes=(*notes, *said))
 
 

@@ -57,8 +57,13 @@ def make_key(relative: str) -> str:
 
     Only the suffix of an image goes: names of DICOM files may be UIDs, ``1.2.840.113``, of which all parts count.
     """
-    parts = [part for part in PurePosixPath(relative).parts if part not in ("/", ".", "..")]
+    parts = [part for part in PurePosixPath(legible(relative)).parts if part not in ("/", ".", "..")]
     return "/".join([*parts[:-1], stem(parts[-1]).replace(".", "_")])
+
+
+def legible(name: str) -> str:
+    """The name of a file as text that can be written: bytes that are not UTF-8 as ``\\xff``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def stem(name: str) -> str:

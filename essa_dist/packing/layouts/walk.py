@@ -27,9 +27,8 @@ def walk(root: Path) -> Walk:
 
     Hidden files and folders don't count. A file is opened only where its suffix tells nothing.
     """
-    from essa_dist.packing.readers import SUFFIXES, looks_like_image
+    from essa_dist.packing.readers import looks_like_image
 
-    known = tuple(SUFFIXES)
     files, others = [], 0
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if _enters(Path(folder) / name))
@@ -37,7 +36,7 @@ def walk(root: Path) -> Walk:
         for name in sorted(names):
             if name.startswith("."):
                 continue
-            if name.lower().endswith(known) or looks_like_image(Path(folder) / name):
+            if looks_like_image(Path(folder) / name):
                 files.append(inside / name)
             else:
                 others += 1

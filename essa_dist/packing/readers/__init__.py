@@ -17,7 +17,7 @@ from essa_dist.packing.frame import Frame
 from essa_dist.packing.readers.dicom import DicomConfig
 from essa_dist.packing.readers.nifti import NiftiConfig
 from essa_dist.packing.readers.slide import SlideConfig
-from essa_dist.packing.readers.values import one_line
+from essa_dist.packing.readers.values import NotWanted, one_line, refuse_special
 from essa_dist.settings import Config
 
 HEAD = 560
@@ -64,9 +64,11 @@ READERS = {
 def read_frames(path: Path, config: ReadConfig) -> Iterator[Frame]:
     """The pictures of a file, one at a time, in the order of the file.
 
-    Raises ValueError, in one line, where the content is no image or is broken, possibly after some frames; OSError
-    where the file can't be read; UsageError where a package or a setting is missing.
+    Raises ValueError, in one line, where the content is no image or is broken, possibly after some frames; NotWanted,
+    one of these, where it is sound and no picture to take; OSError where the file can't be read; UsageError where a
+    package or a setting is missing.
     """
+    refuse_special(path)
     with path.open("rb") as file:
         head = file.read(HEAD)
     name = kind_of(head)
@@ -79,10 +81,10 @@ def read_frames(path: Path, config: ReadConfig) -> Iterator[Frame]:
     module, function = READERS[name].where.split(":")
     read = getattr(importlib.import_module(module), function)
     settings = getattr(config, name, None)
-    _hush()
+    hush()
     try:
         yield from read(path) if settings is None else read(path, settings)
-    except EssaError:
+    except (EssaError, NotWanted):
         raise
     except Exception as error:  # a broken file makes decoders raise almost anything
         if isinstance(error, OSError) and error.errno is not None:  # the disk; decoders give no number
@@ -115,9 +117,10 @@ def looks_like_image(path: Path) -> bool:
     if name.startswith((".", "dicomdir")):
         return False
     try:
+        refuse_special(path)
         with path.open("rb") as file:
             head = file.read(HEAD)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return head[128:132] == b"DICM" or (not path.suffix and _is_dicom(head))
 
@@ -143,7 +146,7 @@ def _unzip(head: bytes) -> bytes:
         return b""
 
 
-def _hush() -> None:
+def hush() -> None:
     """Keep what libraries think of a file off the screen: what matters raises. Cheap, and safe in threads."""
     warnings.filterwarnings("ignore", module=r"pydicom|nibabel|tifffile|tiffslide")
     for name in ("pydicom", "nibabel.global", "tifffile", "tiffslide"):

@@ -13,7 +13,7 @@ from essa_dist.packing.frame import Frame
 from essa_dist.packing.readers.codecs import LOSSY, NAME, plugin_for
 from essa_dist.packing.readers.dicom_header import about_frame, about_picture, code_of, flags_of, patient_of
 from essa_dist.packing.readers.dicom_values import colour, functional_group, grey, read_palette
-from essa_dist.packing.readers.values import Values, Window, refuse_bomb
+from essa_dist.packing.readers.values import NotWanted, Values, Window, refuse_bomb
 from essa_dist.settings import Config
 
 __all__ = ["DicomConfig", "patient_of", "read"]
@@ -81,14 +81,16 @@ def _open(path: Path, config: DicomConfig) -> Any:
     ds = dcmread(path, force=True, defer_size=STREAM_FROM)
     modality = code_of(ds, "Modality") or ""
     if "DirectoryRecordSequence" in ds:
-        raise ValueError("a DICOMDIR, the list of other files")
+        raise NotWanted("a DICOMDIR, the list of other files")
     if not any(keyword in ds for keyword in PIXELS):
-        raise ValueError(f"DICOM without pixels{f' ({modality})' if modality else ''}")
+        # A picture that was cut off tells its size before its pixels; a report or a plan has none.
+        kind = ValueError if "Rows" in ds else NotWanted
+        raise kind(f"DICOM without pixels{f' ({modality})' if modality else ''}")
     missing = [keyword for keyword in ("Rows", "Columns", "PhotometricInterpretation") if not ds.get(keyword)]
     if missing:
         raise ValueError(f"DICOM without {missing[0]}")
     if modality not in config.modalities if config.modalities else modality in MAPS:
-        raise ValueError(f"modality {modality or 'not given'}: left out by dicom.modalities")
+        raise NotWanted(f"modality {modality or 'not given'}: left out by read.dicom.modalities")
     if "TransferSyntaxUID" not in ds.file_meta:  # no file header: what could be read can't be compressed
         implicit, little = ds.original_encoding
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from essa_dist.packing.readers.values import refuse_special
+
 About = dict[str, str | int | float]
 
 CODES = {
@@ -122,6 +124,7 @@ def patient_of(path: Path) -> str | None:
 
     wanted = Tag("PatientID")
     try:
+        refuse_special(path)
         with path.open("rb") as file:
             ds = read_partial(
                 file,

@@ -15,6 +15,7 @@ from essa_dist.packing.frame import Frame, Pixels
 from essa_dist.packing.readers.values import refuse_bomb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Pillow opens an MPO as JPEG, and has no entry for it here."""
 SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats, as Pillow names them, that are stored as they are. MPO: a JPEG with a preview behind it."""
 LOSSY = ("JPEG", "MPO")
@@ -27,7 +28,7 @@ _WHO = (ExifTags.Base.Artist, ExifTags.Base.Copyright, ExifTags.Base.ImageDescri
 def read(path: Path) -> Iterator[Frame]:
     """The one picture of a file, upright. Alpha is dropped. Raises ValueError, or what Pillow raises."""
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data), formats=(*FORMATS, "MPO")) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         kind = image.format or ""
         refuse_bomb(image.width, image.height)
         if getattr(image, "n_frames", 1) > 1 and kind != "MPO":
@@ -77,6 +78,12 @@ def upright(pixels: Any, orientation: int) -> Any:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
+
+
+def flags_in(data: bytes) -> tuple[str, ...]:
+    """Findings about privacy in the metadata of an encoded picture."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _flags(image)
 
 
 def _flags(image: Image.Image) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 Shapes: values and pixels [H, W] (grey) or [H, W, 3].
 """
 
+import stat
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +27,16 @@ class Stored(NamedTuple):
     pixels: Pixels
     slope: float
     intercept: float
+
+
+class NotWanted(ValueError):
+    """Nothing is wrong with the file: it holds no pictures, or the settings leave it out."""
+
+
+def refuse_special(path: Path) -> None:
+    """ValueError for what is no ordinary file: to open a pipe would wait for ever. OSError where there is none."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not an ordinary file")
 
 
 def refuse_bomb(width: int, height: int) -> None:

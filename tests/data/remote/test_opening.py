@@ -219,3 +219,29 @@ def test_verify_names_every_shard_that_differs_from_its_checksum_near_and_far(
         assert list(found["bad"]) == [shards[1].file, shards[2].file]
         assert "SHA-256" in found["bad"][shards[1].file]
     assert done == 2 * [shard.file for shard in shards]
+
+
+def test_an_index_of_another_manifest_is_refused_near_and_far_until_both_belong_together(
+    make_set: Any, server: Any, open_it: Any, tmp_path: Path
+) -> None:
+    make_set()
+    folder, cache = tmp_path / "served" / "set", CacheConfig(folder=str(tmp_path / "cache"))
+    whole = (folder / "index.arrow").read_bytes()
+    make_set("other", seed=1)
+    (folder / "index.arrow").write_bytes((tmp_path / "served/other/index.arrow").read_bytes())
+    with pytest.raises(DataError, match=r"index\.arrow is not the one of manifest\.json"):
+        open_it()
+    assert list(verify(str(folder), cache)["bad"]) == ["index.arrow"]
+    (folder / "index.arrow").write_bytes(whole)
+    assert (open_it().folder / "index.arrow").read_bytes() == whole
+    assert verify(str(folder), cache)["bad"] == {}
+
+
+def test_a_set_at_two_addresses_shares_its_local_copies(make_set: Any, server: Any, open_it: Any) -> None:
+    ranges = make_set()
+    make_set("copy")  # the same bytes, of another date
+    images = [one for one in ranges if one.shard < 2]
+    expected = open_it().read(images)
+    copy = open_it(server.url + "/copy")
+    server.faults.extend([Fault(status=404)] * 20)  # nothing is asked for again
+    assert copy.read(images) == expected

@@ -25,6 +25,8 @@ from essa_dist.data.shards import open_packed
 from essa_dist.errors import DataError, UsageError
 from essa_dist.packing.config import PackConfig
 from essa_dist.packing.foreign import IndexConfig, index, indexing, scanning
+from essa_dist.packing.guards import read_findings
+from essa_dist.packing.lock import lock
 from essa_dist.packing.pack import pack
 
 WriteTar = Callable[..., Path]
@@ -32,7 +34,7 @@ Picture = Callable[..., bytes]
 
 
 def indexed(src: Path, **settings: object) -> dict[str, object]:
-    return index(IndexConfig(src=str(src), workers=1, **settings))
+    return index(IndexConfig.model_validate({"src": str(src), "workers": 1, "report": False, **settings}))
 
 
 def digest(*paths: Path) -> list[str]:
@@ -111,7 +113,7 @@ def test_processes_and_interruptions_change_no_byte(
     outs = [tmp_path / name for name in ("one", "two", "resumed")]
     indexed(folder, out=str(outs[0]), name="n", check=check)
     if check == "pixels":
-        index(IndexConfig(src=str(folder), out=str(outs[1]), name="n", workers=2))
+        index(IndexConfig(src=str(folder), out=str(outs[1]), name="n", workers=2, report=False))
     else:
         outs[1] = outs[0]
     scan, calls = scanning.scan, []
@@ -127,9 +129,10 @@ def test_processes_and_interruptions_change_no_byte(
         indexed(folder, out=str(outs[2]), name="n", check=check)
     indexed(folder, out=str(outs[2]), name="n", check=check)
     assert len(calls) == 4  # two were kept
-    for name in ("index.arrow", "manifest.json"):
+    names = {"index.arrow", "manifest.json", *(["findings.json"] if check == "pixels" else [])}
+    for name in names:
         assert len({(out / name).read_bytes() for out in outs}) == 1
-    assert {path.name for path in outs[2].iterdir()} == {"index.arrow", "manifest.json"}
+    assert {path.name for path in outs[2].iterdir()} == names
 
 
 def test_a_kept_scan_is_not_used_for_a_tar_that_has_changed_or_other_settings(
@@ -433,3 +436,49 @@ def test_the_lost_index_of_a_packed_set_comes_back(tmp_path: Path) -> None:
     again = read_manifest(packed)
     assert again.model_copy(update={"mean": manifest.mean, "std": manifest.std}) == manifest
     assert np.allclose(again.mean, manifest.mean, atol=1e-5)
+
+
+def test_copies_across_splits_and_privacy_are_found_as_when_packing(write_tar: WriteTar) -> None:
+    said = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x013B] = "A. Doe"
+    Image.new("L", (12, 10), 7).save(said, "JPEG", exif=exif)
+    write_tar("t/train-0.tar", {"a.png": 0, "b.jpg": said.getvalue(), "c.png": 1, "c.json": {"split": "val"}})
+    folder = write_tar("t/test-0.tar", {"d.png": 1, "e.png": 2, "f.png": 0}).parent
+    result = indexed(folder, report=True)
+    found = read_findings(folder)
+    assert found is not None
+    assert {(pair.a, pair.b, pair.splits) for pair in found.exact.pairs} == {
+        ("f", "a", ("test", "train")),
+        ("d", "c", ("test", "val")),
+    }
+    assert result["duplicates"] == {"exact": {"across": 2, "inside": 0}, "near": {"across": 0, "inside": 0}}
+    assert {kind: one.keys for kind, one in found.flags.items()} == {
+        "EXIF author, date or description filled in": ("b",)
+    }
+    assert "2 pairs in two splits show the same pixels" in (folder / "report.html").read_text()
+    indexed(folder, overwrite=True, check="header")
+    assert not {"report.html", "findings.json"} & {path.name for path in folder.iterdir()}
+
+
+def test_two_runs_into_one_folder_do_not_meet(folder: Path) -> None:
+    holder = lock(folder / indexing.WORK_FOLDER, "")
+    with holder, pytest.raises(UsageError, match="is being indexed by another process"):
+        indexed(folder)
+    assert indexed(folder)["samples"] == 5
+    assert not (folder / indexing.WORK_FOLDER).exists()
+
+
+def test_a_run_that_comes_late_keeps_the_index_of_the_one_before(folder: Path, monkeypatch) -> None:
+    really = indexing.lock
+
+    def other_ends_first(*given: str) -> object:
+        monkeypatch.undo()
+        indexed(folder, name="first")
+        return really(*given)
+
+    monkeypatch.setattr(indexing, "lock", other_ends_first)
+    with pytest.raises(UsageError, match="has an index already"):
+        indexed(folder, name="second")
+    assert read_manifest(folder).name == "first"
+    assert not (folder / indexing.WORK_FOLDER).exists()

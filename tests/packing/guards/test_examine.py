@@ -261,9 +261,7 @@ def test_training_splits_and_what_is_unlabelled_leak_nothing_to_each_other(
 ) -> None:
     splits = "train train_1 train_10 unlabelled test"
     once, changed = scene(1), jpeg(scene(1))
-    table = make_table(
-        [once, once, changed, once, scene(2)], splits, patient=np.array([7, 7, 7, 7, 8])
-    )
+    table = make_table([once, once, changed, once, scene(2)], splits, patient=np.array([7, 7, 7, 7, 8]))
     found = examine(table, GuardConfig(patients="refuse", exact="refuse", near="refuse"))
     assert found.patients_across.count == 0
     assert found.near is not None
@@ -274,7 +272,9 @@ def test_training_splits_and_what_is_unlabelled_leak_nothing_to_each_other(
 
 def test_what_is_tested_is_dropped_from_every_training_split(make_table: MakeTable, scene: Scene) -> None:
     once = scene(1)
-    table = make_table([once, once, jpeg(once), once], "train train_1 unlabelled test", patient=np.zeros(4, int))
+    table = make_table(
+        [once, once, jpeg(once), once], "train train_1 unlabelled test", patient=np.zeros(4, int)
+    )
     config = GuardConfig(patients="report", exact="drop", near="drop")
     found = examine(table, config)
     assert found.drop == (0, 1, 2)

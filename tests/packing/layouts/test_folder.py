@@ -56,7 +56,7 @@ def test_hidden_files_and_what_a_mac_adds_do_not_count(tree, find, column) -> No
     root = tree("a/1.png", "a/.2.png", ".git/3.png", "__MACOSX/a/1.png", "a/notes.txt")
     found = find(root)
     assert list(column(found, "path")) == ["a/1"]
-    assert found.notes == (f"{root}: 1 files that are not images were ignored",)
+    assert found.notes == (f"{root}: files that are not images, and are ignored: 1",)
 
 
 def test_a_link_to_a_folder_is_followed_unless_it_leads_to_itself(tree, find, column) -> None:
