@@ -45,7 +45,8 @@ class DataConfig(Config):
     torchvision's v2 transforms. `dali`: NVIDIA DALI, on the GPU where there is one; same samples, boxes, flips and
     amounts, colours within a few grey levels."""
     window: Window = "header"
-    """Real values shown black and white, e.g. `[-1000, 400]` in Hounsfield units; `header`: each image's own."""
+    """Real values shown black and white, e.g. `[-1000, 400]` in Hounsfield units, of all images (an ordinary 8-bit one has
+    the values 0 to 255); `header`: each image's own."""
     window_jitter: float = Field(default=0, ge=0, le=0.9)
     """16-bit images: the window's centre moves by up to this share of its width, and its width changes by up to it."""
     crops: CropConfig = CropConfig()
