@@ -22,7 +22,10 @@ Essa = Callable[..., subprocess.CompletedProcess[str]]
             "report, config, doctor, bench data, demo, try; did you mean adapt?",
         ),
         (["data"], "essa data needs a second word: data show, data ledger, data report, data verify"),
-        (["data", "shwo", "x"], "essa data needs a second word: data show, data ledger, data report, data verify"),
+        (
+            ["data", "shwo", "x"],
+            "essa data needs a second word: data show, data ledger, data report, data verify",
+        ),
         (
             ["try", "--jsno"],
             "no flag '--jsno'; flags are --json, --debug, --help, --version; did you mean --json?",

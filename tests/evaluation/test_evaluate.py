@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from sklearn.neighbors import KNeighborsClassifier
 
 from essa_dist.backbones import Backbone
-from essa_dist.packing.pack import PackConfig, pack
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.evaluate import EvaluateConfig, evaluate
+from essa_dist.packing.pack import PackConfig, pack
 
 COLOURS = {"blue": (30, 30, 230), "red": (230, 30, 30)}
 

@@ -8,14 +8,13 @@ import torch
 import yaml
 from PIL import Image
 
-from essa_dist.data import open_packed
 from essa_dist.data.loader import CropLoader, DataConfig
 from essa_dist.errors import UsageError
 from essa_dist.export.models import load_model
 from essa_dist.report import ReportConfig, report
-from essa_dist.report.steps import seen_step
 from essa_dist.report.looks import frozen_model, look_at_images
 from essa_dist.report.record import read_record
+from essa_dist.report.steps import seen_step
 
 
 @pytest.fixture
