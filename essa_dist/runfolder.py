@@ -9,6 +9,8 @@ EVALUATION = "evaluation"
 EXPORT = "export"
 REPORT = "report"
 SUMMARY = "summary.json"
+LOCK = "lock"
+"""Held by the process that trains in the folder."""
 MARKER = "COMMITTED"
 """Written last into a checkpoint: a folder without it is not a checkpoint."""
 

@@ -1,13 +1,16 @@
 """The run folder's records: config, metrics, TensorBoard events, and the post-mortem of a run that diverged."""
 
+import fcntl
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -15,6 +18,8 @@ from essa_dist import runfolder
 from essa_dist.engine.config import RunConfig
 from essa_dist.errors import UsageError
 from essa_dist.settings import load, to_yaml
+
+log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = {
     "out",
@@ -47,7 +52,7 @@ def check_out(config: RunConfig) -> None:
     run = Path(config.out)
     if run.exists() and not run.is_dir():
         raise UsageError(f"out={run} is a file: name a folder")
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or not any(path.name != runfolder.LOCK for path in run.iterdir()):
         return
     if config.overwrite and not (run / runfolder.CONFIG).is_file():
         raise UsageError(
@@ -59,15 +64,42 @@ def check_out(config: RunConfig) -> None:
         raise UsageError(f"out={run} exists: choose another, or say resume=true or overwrite=true")
 
 
-def open_run(config: RunConfig) -> Path:
-    """Make the run's folder ready: new, emptied (overwrite) or as it was (resume). Raises what ``check_out`` does."""
+@contextmanager
+def run_folder(config: RunConfig) -> Iterator[Path]:
+    """Hold the run's folder, made ready: new, emptied (overwrite) or as it was (resume).
+
+    Raises what ``check_out`` does, and UsageError where another process trains in it.
+    """
     check_out(config)
     run = Path(config.out)
-    if run.exists() and config.overwrite:
-        shutil.rmtree(run)
-    (run / runfolder.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    (run / runfolder.CONFIG).write_text(to_yaml(config))
-    return run
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / runfolder.LOCK).open("a") as lock:
+        _hold(lock, run)
+        if config.overwrite:
+            _empty(run)
+        (run / runfolder.CHECKPOINTS).mkdir(exist_ok=True)
+        (run / runfolder.CONFIG).write_text(to_yaml(config))
+        yield run
+
+
+def _hold(lock: IO[str], run: Path) -> None:
+    """A POSIX lock, which ends with this process: one of flock's kind would live on in data workers after ``kill -9``."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UsageError(
+            f"another process trains in out={run}: wait for it or end it, or choose another out"
+        ) from None
+    except OSError:
+        log.warning("%s: this file system has no locks: start one run at a time in it", run)
+
+
+def _empty(run: Path) -> None:
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != runfolder.LOCK:
+            path.unlink()
 
 
 def _check_same_run(config: RunConfig, run: Path) -> None:

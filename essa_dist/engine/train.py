@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from essa_dist.engine.build import DTYPES, Training, build, standardize_heads
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.guard import CollapseWatch, NoBatch, StopSignals
 from essa_dist.engine.optim import step_values
-from essa_dist.engine.record import Metrics, check_out, open_run, versions
+from essa_dist.engine.record import Metrics, check_out, run_folder, versions
 from essa_dist.engine.schedules import StepValues, in_steps
 from essa_dist.engine.step import NotFiniteError, train_step
 from essa_dist.errors import DivergedError, Preempted, UsageError
@@ -52,12 +52,14 @@ def adapt(config: RunConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         check_out(config)  # before minutes of loading
     training = build(config, accelerator)
-    if accelerator.is_main_process:
-        if config.resume:
-            checkpoint.check_data(Path(config.out), identity(training.images))
-        open_run(config)  # only now: what can't be built leaves no folder behind
-    barrier()
-    return Run(config, training).train()
+    is_main = accelerator.is_main_process
+    if is_main and config.resume:
+        checkpoint.check_data(Path(config.out), identity(training.images))
+    with (
+        run_folder(config) if is_main else nullcontext()
+    ):  # only now: what can't be built leaves no folder behind
+        barrier()
+        return Run(config, training).train()
 
 
 class Run:

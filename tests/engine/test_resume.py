@@ -87,6 +87,21 @@ def test_a_stopped_run_resumes_to_the_bit(
     assert_same_end(run, tmp_path / "straight")
 
 
+def test_a_run_that_goes_on_is_left_alone_by_a_second_one(recipe: list[str], tmp_path: Path) -> None:
+    longer = ["duration=4000", "checkpoint.every=1000"]
+    process = start(*recipe, *longer)
+    try:
+        wait_for_step(tmp_path / "run", 2, process)
+        for again in ("resume=true", "overwrite=true"):
+            with pytest.raises(UsageError, match="another process trains in out="):
+                adapt(None, *recipe, *longer, again)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    adapt(None, *recipe, "overwrite=true")  # a lock ends with its process, however that ends
+
+
 def test_resuming_a_finished_run_changes_nothing(recipe: list[str], tmp_path: Path) -> None:
     adapt(None, *recipe)
     before = end_state(tmp_path / "run")[1]
