@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from essa_dist import runfolder
-from essa_dist.adapters import label
 from essa_dist.backbones.weights import file_sha256
 from essa_dist.data.batch import Batch
 from essa_dist.data.ledger import Ledger
@@ -29,14 +28,15 @@ from essa_dist.engine.optim import step_values
 from essa_dist.engine.record import Metrics, check_out, run_folder, versions
 from essa_dist.engine.schedules import StepValues, in_steps
 from essa_dist.engine.step import NotFiniteError, train_step
+from essa_dist.engine.words import announce, summary
 from essa_dist.errors import DivergedError, Preempted, UsageError
-from essa_dist.progress import Progress, memory_gib
+from essa_dist.progress import Progress
 
 log = logging.getLogger(__name__)
 
 
 def adapt(config: RunConfig) -> dict[str, Any]:
-    """Adapt a backbone to unlabelled images and return a summary of the run (see ``Run.summary``).
+    """Adapt a backbone to unlabelled images and return a summary of the run (see ``words.summary``).
 
     Raises UsageError, DataError, WeightsError before the first step; DivergedError when a loss is not finite;
     Preempted after a signal, when the checkpoint is on disk.
@@ -92,7 +92,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Run to the end, or to the step at which a signal arrives."""
         t, start, begin = self.training, self.step, time.perf_counter()
-        self._announce()
+        announce(t, self.config)
         with (
             StopSignals() as signals,
             Metrics(self.folder, start_step=start, enabled=self.main) as metrics,
@@ -125,7 +125,10 @@ class Run:
                 if self.main and self.step not in (start, self.saved):
                     self._write_checkpoint()
                 raise self._preempted(signals) from None
-        return self._summary(time.perf_counter() - begin, self.step - start)
+        seconds, images = time.perf_counter() - begin, (self.step - start) * self.config.batch_size
+        return {"out": str(self.folder), "step": self.step, "loss": self.last.get("total")} | summary(
+            t, runfolder.checkpoint_folder(self.folder, self.step), seconds=seconds, images=images
+        )
 
     def _to_device(self, batch: Batch) -> Batch:
         backbone = self.training.objective.backbone
@@ -238,46 +241,6 @@ class Run:
             f"step {self.step + 1}: not finite ({error}); nothing was updated. The {len(batch.keys)} sample keys and the "
             f"state before it are in {folder}; lower optim.lr, raise schedule.warmup or use precision=bf16"
         )
-
-    def _announce(self) -> None:
-        t = self.training
-        trained = t.objective.branches.count("backbone.")
-        log.info(
-            "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %s, %d steps of %d, on %d x %s, %s",
-            t.objective.backbone.name,
-            label(self.config.adapter),
-            f"{trained:,}",
-            f"{t.trunk_parameters:,}",
-            100 * trained / t.trunk_parameters,
-            f"{t.objective.branches.count() - trained:,}",
-            f"tars drawn at random, {len(t.images)} samples an epoch"
-            if isinstance(t.images, TarStream)
-            else f"{len(t.images)} images",
-            t.total_steps,
-            self.config.batch_size,
-            t.accelerator.num_processes,
-            self.device.type,
-            self.config.precision,
-        )
-
-    def _summary(self, seconds: float, steps: int) -> dict[str, Any]:
-        """What ``adapt`` returns: where the run is, what it trained, what it cost."""
-        t = self.training
-        trained = t.objective.branches.count("backbone.")
-        saved = runfolder.checkpoint_folder(self.folder, self.step)
-        return {
-            "out": str(self.folder),
-            "step": self.step,
-            "loss": self.last.get("total"),
-            "trainable_parameters": trained,
-            "trunk_parameters": t.trunk_parameters,
-            "head_parameters": t.objective.branches.count() - trained,
-            "checkpoint": str(saved),
-            "checkpoint_bytes": sum(file.stat().st_size for file in saved.iterdir()),
-            "seconds": round(seconds, 1),
-            "img_per_s": round(steps * self.config.batch_size / seconds, 2) if steps else None,
-            "memory_gib": round(memory_gib(), 3),
-        }
 
 
 def identity(images: PackedImages | TarStream) -> dict[str, str | None]:

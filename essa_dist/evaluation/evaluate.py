@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.pixels import Window
+from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.probe import ProbeConfig, Protocol, evaluate_model
@@ -37,6 +38,8 @@ class EvaluateConfig(ProbeConfig):
     """Packed, labelled images to be judged on: DIR or DIR:split (without a split: test, else val)."""
     window: Window = "header"
     """Real values shown black and white, e.g. [-1000, 400] in Hounsfield units; header: each image's own."""
+    cache: CacheConfig = CacheConfig()
+    """How remote images are fetched, and kept on this machine."""
     out: str | None = None
     """JSON file for the result; replaced if it exists."""
 
@@ -52,8 +55,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.out is not None and Path(config.out).is_dir():
         raise UsageError(f"out={config.out} is a folder: name a JSON file, for example {config.out}/knn.json")
     window = None if config.window == "header" else config.window
-    bank = open_packed(config.bank, prefer=("train",), window=window)
-    test = open_packed(config.test, prefer=("test", "val"), window=window)
+    bank = open_packed(config.bank, prefer=("train",), window=window, cache=config.cache)
+    test = open_packed(config.test, prefer=("test", "val"), window=window, cache=config.cache)
     base = load_model(config.model)
     about = {"bank": config.bank, "test": config.test}
     if not config.adapter:

@@ -76,7 +76,11 @@ def draw_step(seen: SeenStep, path: Path, *, locals_: int) -> None:
             for view in range(shown):
                 cells[1 + N_GLOBAL + view].imshow(_interleaved(seen.batch.local_crops[view, row].numpy()))
             cells[0].set_ylabel(
-                short(seen.batch.keys[row], 22), fontsize=7, rotation=0, ha="right", va="center"
+                short(seen.batch.keys[row].rpartition("/")[2], 22),
+                fontsize=7,
+                rotation=0,
+                ha="right",
+                va="center",
             )
             if row == 0:
                 names = ["image", *(f"global {i + 1}" for i in range(N_GLOBAL))]

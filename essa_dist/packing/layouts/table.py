@@ -79,6 +79,13 @@ def _rows(table: Table, columns: ColumnsConfig) -> list[_Row]:
             raise DataError(f"{table.at(number)}: `{columns.path}` is empty")
         if row.split and not row.split.replace("-", "").replace("_", "").isalnum():
             raise DataError(f"{table.at(number)}: split {row.split!r}: use letters, digits, - and _")
+    spelt: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        before = spelt.setdefault(row.split.lower(), row.split)
+        if before != row.split:
+            raise DataError(
+                f"{table.at(number)}: split {row.split!r}, but {before!r} above: spell it one way"
+            )
     return rows
 
 
@@ -177,6 +184,11 @@ def _split(cell: str, separator: str) -> set[str]:
 def _check_columns(table: Table, columns: ColumnsConfig, label_columns: Iterable[str]) -> None:
     """``path`` must be there, and no column may look like a misspelling of one that is used."""
     wanted = {field: name for field, name in columns.model_dump().items() if name is not None}
+    if {columns.label, columns.labels} <= set(table.columns):
+        raise UsageError(
+            f"{table.path} has both `{columns.label}` (one class) and `{columns.labels}` (several): leave one out with "
+            "columns.label=null or columns.labels=null"
+        )
     known = ", ".join(wanted.values())
     spare = [name for name in table.columns if name not in {*wanted.values(), *label_columns}]
     for field, name in wanted.items():

@@ -116,12 +116,20 @@ def test_a_column_set_to_null_is_left_out_and_one_named_must_be_there(tree, find
         find(listing, columns={"patient": "who"})
 
 
+def test_one_class_and_several_at_once_are_refused_until_one_is_left_out(tree, find) -> None:
+    listing = table(tree, "path,label,labels", "x/0.png,a,a|b")
+    with pytest.raises(UsageError, match=r"has both `label` .* and `labels` .*columns\.label=null"):
+        find(listing)
+    assert find(listing, columns={"label": None}).label_kind == "multi"
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (["path"], "lists no images"),
         (["path,label", ",a"], "line 2: `path` is empty"),
         (["path,split", "", "x/0.png,my split"], "line 3: split 'my split'"),
+        (["path,split", "x/0.png,Test", "x/1.png,test"], "line 3: split 'test', but 'Test' above"),
         (["path,label", "x/0.png,a,b"], "line 2: 3 cells under 2 columns"),
         (["path", "x/0.png", "x/0.png"], r"duplicate key 'x/0'"),
         (

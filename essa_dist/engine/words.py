@@ -1,0 +1,51 @@
+"""What a run says of itself: when it begins, and when it has ended."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from essa_dist.adapters import label
+from essa_dist.data.stream import TarStream
+from essa_dist.engine.build import Training
+from essa_dist.engine.config import RunConfig
+from essa_dist.progress import memory_gib
+
+log = logging.getLogger(__name__)
+
+
+def announce(training: Training, config: RunConfig) -> None:
+    """One line: what is trained, on how many images, for how long, on what."""
+    t = training
+    trained = t.objective.branches.count("backbone.")
+    log.info(
+        "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %s, %d steps of %d, on %d x %s, %s",
+        t.objective.backbone.name,
+        label(config.adapter),
+        f"{trained:,}",
+        f"{t.trunk_parameters:,}",
+        100 * trained / t.trunk_parameters,
+        f"{t.objective.branches.count() - trained:,}",
+        f"tars drawn at random, {len(t.images)} samples an epoch"
+        if isinstance(t.images, TarStream)
+        else f"{len(t.images)} images",
+        t.total_steps,
+        config.batch_size,
+        t.accelerator.num_processes,
+        t.accelerator.device.type,
+        config.precision,
+    )
+
+
+def summary(training: Training, checkpoint: Path, *, seconds: float, images: int) -> dict[str, Any]:
+    """What was trained, where it is saved, and what it cost: ``images`` in ``seconds``, over all ranks."""
+    trained = training.objective.branches.count("backbone.")
+    return {
+        "trainable_parameters": trained,
+        "trunk_parameters": training.trunk_parameters,
+        "head_parameters": training.objective.branches.count() - trained,
+        "checkpoint": str(checkpoint),
+        "checkpoint_bytes": sum(file.stat().st_size for file in checkpoint.iterdir()),
+        "seconds": round(seconds, 1),
+        "img_per_s": round(images / seconds, 2) if images else None,
+        "memory_gib": round(memory_gib(), 3),
+    }
