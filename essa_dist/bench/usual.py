@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from essa_dist.data.rank_batches import Origin, RankBatches
 from essa_dist.data.shards import PackedImages
 from essa_dist.data.steps import Steps
 from essa_dist.data.views import BLUR_SIGMA, N_GLOBAL, POLICIES, CropConfig, Scale
-from essa_dist.data.workers import as_it_is, begin_worker, end_workers
+from essa_dist.data.workers import Work, as_it_is, begin_worker
 from essa_dist.errors import DataError
 
 Crops = list[Tensor]
@@ -101,14 +102,11 @@ def usual_batches(
         prefetch_factor=2 if workers else None,
         worker_init_fn=begin_worker,
     )
-    items = iter(loader)
-    try:
+    with closing(Work(loader).items()) as items:
         for item in items:
             if not isinstance(item, Batch):
                 raise DataError(item.reason)
             yield item
-    finally:
-        end_workers(items)
 
 
 def _transform(config: CropConfig, view: int) -> Any:

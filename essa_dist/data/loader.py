@@ -1,8 +1,8 @@
 """Batches of crops in the order of the sample plan, the same for any number of ranks and workers."""
 
-import atexit
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from essa_dist.data.steps import Steps, machine_slice
 from essa_dist.data.storage import LocalShards
 from essa_dist.data.stream import StreamConfig
 from essa_dist.data.views import CropConfig
-from essa_dist.data.workers import as_it_is, auto_workers, begin_worker, end_workers, explain_deaths
+from essa_dist.data.workers import Work, as_it_is, auto_workers, begin_worker
 from essa_dist.errors import DataError, UsageError
 from essa_dist.settings import Config
 
@@ -129,8 +129,7 @@ class CropLoader:
             if isinstance(batches, EncodedBatches)
             else None
         )
-        self._items: Iterator[Any] | None = None
-        self._loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             batches,
             sampler=self._steps,
             batch_size=None,  # a request is a whole batch already
@@ -140,6 +139,7 @@ class CropLoader:
             pin_memory=self._dali is None and torch.cuda.is_available(),
             worker_init_fn=begin_worker,
         )
+        self._work = Work(loader)
 
     @property
     def bad(self) -> tuple[str, ...]:
@@ -151,28 +151,17 @@ class CropLoader:
 
         Raises DataError where a tar can't be read or more samples are undecodable than the quota allows.
         """
-        self.close()
         self._steps.range = range(start_step, stop_step)
-        items = self._items = iter(self._loader)
-        atexit.register(
-            self.close
-        )  # before multiprocessing's own hook, which would wait for the workers for ever
-        try:
-            made = explain_deaths(items)
+        with closing(self._work.items()) as made:
             for item in self._dali.batches(made) if self._dali else made:
                 self._note(item.bad, item.why)
                 if isinstance(item, Failed):
                     raise DataError(item.reason)
                 yield item
-        finally:
-            if self._items is items:  # else other batches were asked for since
-                self.close()
 
     def close(self) -> None:
         """End the workers. Happens by itself when :meth:`batches` ends, is closed or the program exits."""
-        atexit.unregister(self.close)
-        items, self._items = self._items, None
-        end_workers(items)
+        self._work.close()
 
     def _note(self, bad: Sequence[str], why: Sequence[str]) -> None:
         for where, reason in zip(bad, why, strict=True):

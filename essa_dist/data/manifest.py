@@ -17,6 +17,9 @@ FORMAT_VERSION: Literal[2] = 2
 QUARANTINE_FILE = "quarantine.csv"
 """Columns ``path`` and ``reason``: what was left out. Absent where nothing was."""
 
+REPORT_FILE = "report.html"
+"""The page about the set."""
+
 UNLABELLED = "unlabelled"
 """Name of the split, and of the entry in ``counts``, of samples without a label."""
 

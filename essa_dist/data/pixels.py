@@ -44,13 +44,17 @@ def decode(encoded: bytes, *, bits: int, size: tuple[int, int], bounds: Bounds) 
     ``bits``, ``size`` (height, width): what the index says. Raises ValueError where the bytes are something else,
     before their pixels are unpacked (a decompression bomb), or whatever the decoder raises.
     """
+    return picture(read_stored(encoded, bits=bits, size=size), bounds)
+
+
+def picture(pixels: Stored, bounds: Bounds) -> "Tensor":
+    """Stored values as uint8 RGB [3, H, W], a view of interleaved pixels."""
     import torch  # here: packing reads pixels too, in many short-lived processes
 
-    pixels = read_stored(encoded, bits=bits, size=size)
     shown = show(pixels, bounds)
     if shown.ndim == 2:
         shown = np.repeat(shown[:, :, None], 3, axis=2)
-    return torch.from_numpy(shown).permute(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(shown)).permute(2, 0, 1)
 
 
 def read_stored(encoded: bytes, *, bits: int, size: tuple[int, int]) -> Stored:

@@ -82,7 +82,7 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
     def __getitem__(self, request: Request) -> Item | Failed:
         bad: dict[str, str] = {}
         try:
-            with _one_thread():
+            with one_thread():
                 return self._batch(request, bad)
         except DataError as error:
             return Failed(str(error), tuple(bad), tuple(bad.values()))
@@ -103,7 +103,14 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
             indices.append(i)
             samples.append(sample)
         keys = tuple(self.images.keys[i] for i in indices)
-        masks = self._draw(request.step)
+        masks = rank_masks(
+            self.masks,
+            seed=self.seed,
+            step=request.step,
+            global_batch=self.global_batch,
+            mine=self.mine,
+            grid=self.grid,
+        )
         return self.together(
             samples, Origin(request, tuple(indices), keys, tuple(bad), tuple(bad.values()), masks)
         )
@@ -121,20 +128,6 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
         raise DataError(
             f"{tries} samples in a row can't be decoded, the last is {where} ({bad[where]}): pack the data again"
         )
-
-    def _draw(self, step: int) -> Tensor:
-        """[2, B, N] bool. Crop number = view * G + place in the global batch."""
-        places = range(self.global_batch)[self.mine]
-        select = [view * self.global_batch + place for view in range(2) for place in places]
-        masks = draw_masks(
-            self.masks,
-            seed=self.seed,
-            step=step,
-            crops=2 * self.global_batch,
-            select=select,
-            grid=self.grid,
-        )
-        return torch.from_numpy(masks).view(2, len(places), -1)
 
 
 class CropBatches(RankBatches[tuple[Tensor, Tensor], Batch]):
@@ -158,8 +151,18 @@ class CropBatches(RankBatches[tuple[Tensor, Tensor], Batch]):
         )
 
 
+def rank_masks(
+    config: MaskConfig, *, seed: int, step: int, global_batch: int, mine: slice, grid: tuple[int, int]
+) -> Tensor:
+    """One rank's masks of a step, [2, B, N] bool. Crop number = view * G + place in the global batch."""
+    places = range(global_batch)[mine]
+    select = [view * global_batch + place for view in range(2) for place in places]
+    masks = draw_masks(config, seed=seed, step=step, crops=2 * global_batch, select=select, grid=grid)
+    return torch.from_numpy(masks).view(2, len(places), -1)
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums split over threads differ in their last bit: crops must not depend on where they are made."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from torch.utils.data import Sampler
 
@@ -30,6 +31,8 @@ class Steps(Sampler[Request]):
         self.plan, self.global_batch, self.mine = plan, global_batch, mine
         self.ahead, self.here = ahead, here
         self.range = range(0)
+        # What is announced now is asked for soon: each step is planned once.
+        self._indices = lru_cache(maxsize=max(ahead, default=0) + 1)(self._planned)
 
     def __iter__(self) -> Iterator[Request]:
         for step in self.range:
@@ -54,7 +57,7 @@ class Steps(Sampler[Request]):
     def _positions(self, step: int) -> range:
         return self.plan.positions(step, self.global_batch)[self.mine]
 
-    def _indices(self, step: int) -> list[int]:
+    def _planned(self, step: int) -> list[int]:
         return self.plan.at(self._positions(step))
 
 

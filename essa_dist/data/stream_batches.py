@@ -12,10 +12,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from essa_dist.data.augment import make_crops
 from essa_dist.data.batch import Batch
 from essa_dist.data.header import look, read_meaning
-from essa_dist.data.masks import MaskConfig, draw_masks
-from essa_dist.data.pixels import PLAIN, Bounds, Stored, read_stored, show
+from essa_dist.data.masks import MaskConfig
+from essa_dist.data.pixels import PLAIN, Bounds, Stored, picture, read_stored
 from essa_dist.data.plan import sample_seed, stable_seed
 from essa_dist.data.quota import BadQuota
+from essa_dist.data.rank_batches import one_thread, rank_masks
 from essa_dist.data.stream import Bad, Encoded, TarStream, draw
 from essa_dist.data.views import CropConfig, draw_window
 from essa_dist.errors import DataError
@@ -68,14 +69,11 @@ class StreamBatches(IterableDataset[Made]):
         seed = stable_seed("stream", self.seed, self.steps.start, self.rank, worker, workers)
         samples = draw(self.stream, seed, refused)
         for step in self.steps[worker::workers]:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # sums split over threads differ in their last bit
             try:
-                made = Made(self._batch(step, samples, refused), refused.take())
+                with one_thread():
+                    made = Made(self._batch(step, samples, refused), refused.take())
             except DataError as error:
                 made = Made(None, refused.take(), str(error))
-            finally:
-                torch.set_num_threads(threads)
             yield made
             if made.failed:
                 return
@@ -88,18 +86,18 @@ class StreamBatches(IterableDataset[Made]):
             image, key = self._usable(samples, seed, refused)
             views.append(make_crops(image, self.crops, seed))
             keys.append(key)
-        masks = draw_masks(
+        masks = rank_masks(
             self.masks,
             seed=self.seed,
             step=step,
-            crops=2 * self.global_batch,
-            select=[view * self.global_batch + place for view in range(2) for place in places],
+            global_batch=self.global_batch,
+            mine=self.mine,
             grid=self.grid,
         )
         return Batch(
             global_crops=torch.stack([globals_ for globals_, _ in views], dim=1),
             local_crops=torch.stack([locals_ for _, locals_ in views], dim=1),
-            masks=torch.from_numpy(masks).view(2, len(places), -1),
+            masks=masks,
             keys=tuple(keys),
             step=step,
         )
@@ -125,10 +123,7 @@ class StreamBatches(IterableDataset[Made]):
         bounds = self._bounds(sample, pixels if header.bits == 16 else None)
         if self.window_jitter and header.bits == 16:
             bounds = draw_window(bounds, self.window_jitter, seed)
-        shown = show(pixels, bounds)
-        if shown.ndim == 2:
-            shown = np.repeat(shown[:, :, None], 3, axis=2)
-        return torch.from_numpy(np.ascontiguousarray(shown)).permute(2, 0, 1)
+        return picture(pixels, bounds)
 
     def _bounds(self, sample: Encoded, deep: Stored | None) -> Bounds:
         """The stored values shown black and white; ``deep``: pixels of 16 bits."""

@@ -1,8 +1,8 @@
 """Batches of crops from a stream of foreign tars, with the interface of ``CropLoader``."""
 
-import atexit
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from essa_dist.data.loader import DataConfig, check_patches
 from essa_dist.data.plan import rank_slice
 from essa_dist.data.stream import TarStream
 from essa_dist.data.stream_batches import Made, StreamBatches
-from essa_dist.data.workers import auto_workers, begin_worker, end_workers, explain_deaths
+from essa_dist.data.workers import Work, auto_workers, begin_worker
 from essa_dist.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,7 @@ class StreamLoader:
             patch_size=patch_size,
             window_jitter=config.window_jitter,
         )
-        self._items: Iterator[Made] | None = None
-        self._loader: DataLoader[Made] = DataLoader(
+        loader: DataLoader[Made] = DataLoader(
             self._batches,
             batch_size=None,
             num_workers=workers,
@@ -68,6 +67,7 @@ class StreamLoader:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=begin_worker,
         )
+        self._work = Work(loader)
         if rank == 0:
             _say(stream, readers=world_size * max(1, workers))
 
@@ -81,14 +81,9 @@ class StreamLoader:
 
         Raises DataError where there is nothing to be drawn, or more is unusable than the quota allows.
         """
-        self.close()
         self._batches.steps = range(start_step, stop_step)
-        items = self._items = iter(self._loader)
-        atexit.register(
-            self.close
-        )  # before multiprocessing's own hook, which would wait for the workers for ever
-        try:
-            for step, made in zip(range(start_step, stop_step), explain_deaths(items), strict=True):
+        with closing(self._work.items()) as items:
+            for step, made in zip(range(start_step, stop_step), items, strict=True):
                 self._note(made)
                 if made.batch is None:
                     raise DataError(made.failed)
@@ -98,15 +93,10 @@ class StreamLoader:
                     bad=tuple(where for where, _ in made.bad),
                     why=tuple(reason for _, reason in made.bad),
                 )
-        finally:
-            if self._items is items:  # else other batches were asked for since
-                self.close()
 
     def close(self) -> None:
         """End the workers. Happens by itself when :meth:`batches` ends, is closed or the program exits."""
-        atexit.unregister(self.close)
-        items, self._items = self._items, None
-        end_workers(items)
+        self._work.close()
 
     def _note(self, made: Made) -> None:
         for where, reason in made.bad:

@@ -1,13 +1,15 @@
 """The loader's worker processes: how many, how they start, and what is said when one dies."""
 
+import atexit
 import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Generator, Iterator
+from typing import Any, Generic, TypeVar
 
 from torch._C import _remove_worker_pids
+from torch.utils.data import DataLoader
 
 from essa_dist.errors import DataError
 
@@ -15,6 +17,32 @@ Item = TypeVar("Item")
 
 GRACE_S = 2.0
 """For workers to end by themselves."""
+
+
+class Work(Generic[Item]):
+    """What a DataLoader's workers make, until it is closed; one pass at a time."""
+
+    def __init__(self, loader: DataLoader[Item]) -> None:
+        self._loader = loader
+        self._running: Iterator[Item] | None = None
+
+    def items(self) -> Generator[Item, None, None]:
+        """A pass from the start; ends one that is under way. DataError where a worker was killed."""
+        self.close()
+        running = self._running = iter(self._loader)
+        # Before multiprocessing's own hook, which would wait for the workers for ever.
+        atexit.register(self.close)
+        try:
+            yield from explain_deaths(running)
+        finally:
+            if self._running is running:  # else another pass was asked for since
+                self.close()
+
+    def close(self) -> None:
+        """End the workers. Happens by itself when :meth:`items` ends, is closed or the program exits."""
+        atexit.unregister(self.close)
+        running, self._running = self._running, None
+        end_workers(running)
 
 
 def auto_workers() -> int:

@@ -6,7 +6,6 @@ Random state is not stored, because every step's is a function of the seed and t
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from essa_dist.backbones.weights import misfits, other_trunk
+from essa_dist.disk import flush
 from essa_dist.errors import UsageError
 from essa_dist.objectives import DINOv2Objective
 from essa_dist.runfolder import MARKER, checkpoint_folder, committed_checkpoints
@@ -44,11 +44,11 @@ def save(
         (temporary / STATE).write_text(json.dumps(state, indent=1))
         (temporary / MARKER).write_text("")
         for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
+            flush(file)
+        flush(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -124,11 +124,3 @@ def _fill(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) 
         )
     for key, tensor in own.items():
         tensor.copy_(saved[key])
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

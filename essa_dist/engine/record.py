@@ -119,10 +119,8 @@ def _check_same_run(config: RunConfig, run: Path) -> None:
 
 
 def _free(key: str, config: RunConfig) -> bool:
-    if (
-        key == "data.train" and config.data.order == "stream"
-    ):  # tars without a manifest: who knows what they are
-        return False
+    if key == "data.train" and config.data.order == "stream":
+        return False  # tars without a manifest: who knows what they are
     return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 

@@ -49,15 +49,14 @@ def adapt(config: RunConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # denormals make CPU steps several times slower near convergence
     accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available())
-    if accelerator.is_main_process:
+    is_main = accelerator.is_main_process
+    if is_main:
         check_out(config)  # before minutes of loading
     training = build(config, accelerator)
-    is_main = accelerator.is_main_process
     if is_main and config.resume:
         checkpoint.check_data(Path(config.out), identity(training.images))
-    with (
-        run_folder(config) if is_main else nullcontext()
-    ):  # only now: what can't be built leaves no folder behind
+    # Only now: what can't be built leaves no folder behind.
+    with run_folder(config) if is_main else nullcontext():
         barrier()
         return Run(config, training).train()
 
@@ -119,9 +118,8 @@ class Run:
                         self._save()
                     if stop and self.step < t.total_steps:
                         raise self._preempted(signals)
-            except (
-                NoBatch
-            ):  # this rank is between two updates, others may be in the next one: nothing waits for them
+            except NoBatch:
+                # This rank is between two updates, others may be in the next one: nothing waits for them.
                 if self.main and self.step not in (start, self.saved):
                     self._write_checkpoint()
                 raise self._preempted(signals) from None

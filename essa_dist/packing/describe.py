@@ -59,7 +59,7 @@ def describe(
     write_quarantine(folder, left_out)
     shards = tuple(record.shard for record in journal.records)
     index = read_index(folder)
-    samples, counts, patients = count(index, shards, found.classes)
+    samples, counts, patients, bits = count(index, shards, found.classes)
     mean, std = statistics(record.histogram for record in journal.records)
     manifest = Manifest(
         name=config.name or Path(config.out).name,
@@ -71,7 +71,7 @@ def describe(
         counts=counts,
         samples=samples,
         patients=patients,
-        bits={str(bits): int(n) for bits, n in zip(*np.unique(index.bits, return_counts=True), strict=True)},
+        bits=bits,
         mean=mean,
         std=std,
         source=config.source or found.defaults.source,

@@ -9,7 +9,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from essa_dist.data.index import Index, read_index
 from essa_dist.data.manifest import INDEX_FILE, Shard
+from essa_dist.disk import flush
 from essa_dist.packing.lock import REPLACED, partial_folder
 from essa_dist.settings import Config
 
@@ -108,9 +108,9 @@ class Journal:
         np.save(entry / FINGERPRINTS, fingerprints)
         _write(entry / "record.json", record.model_dump_json())
         for path in (self.set / record.shard.file, entry / INDEX_FILE, entry / FINGERPRINTS, entry):
-            _sync(path)
+            flush(path)
         entry.rename(self._entry(number))
-        _sync(self._entries)
+        flush(self._entries)
         self.records.append(record)
 
     def join_index(self, folder: Path) -> None:
@@ -147,7 +147,7 @@ class Journal:
         if out.exists():
             out.rename(self.folder / REPLACED)
         self.set.rename(out)
-        _sync(out.parent)
+        flush(out.parent)
         shutil.rmtree(self.folder)
 
     def _entry(self, number: int) -> Path:
@@ -206,16 +206,8 @@ def _read_json(path: Path) -> Any:
 def _write(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text, encoding="utf-8")
-    _sync(new)
+    flush(new)
     new.rename(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_sound(path: Path, shard: Shard) -> bool:

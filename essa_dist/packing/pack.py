@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from essa_dist.data.manifest import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
+from essa_dist.data.manifest import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE, REPORT_FILE
 from essa_dist.errors import DataError, UsageError
 from essa_dist.packing.config import PackConfig
 from essa_dist.packing.describe import describe, write_and_examine
@@ -82,7 +82,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         "mean": list(manifest.mean),
         "std": list(manifest.std),
         **findings.summary(),
-        "report": str(out / "report.html") if config.report else None,
+        "report": str(out / REPORT_FILE) if config.report else None,
         "seconds": round(seconds, 2),
         "img_per_s": round((samples - already) / max(packed - began, 1e-9), 1),
     }
@@ -185,6 +185,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 def _strange(out: Path) -> list[str]:
     """What a pack didn't write, tars that were indexed in their place among it."""
-    own = {MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE, FINDINGS_FILE, "report.html"}
+    own = {MANIFEST_FILE, INDEX_FILE, QUARANTINE_FILE, FINDINGS_FILE, REPORT_FILE}
     names = sorted(path.name for path in out.iterdir())
     return [name for name in names if name not in own and not re.fullmatch(r"[\w-]+-\d{6}\.tar", name)]

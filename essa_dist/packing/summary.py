@@ -21,11 +21,14 @@ class Counts(NamedTuple):
     samples: dict[str, int]
     counts: dict[str, dict[str, int]]
     patients: dict[str, int]
+    bits: dict[str, int]
+    """Of all splits together."""
 
 
 def count(index: Index, shards: Sequence[Shard], classes: Sequence[str]) -> Counts:
-    """Samples by split, by split and class, and patients by split."""
-    result = Counts({}, {}, {})
+    """Samples by split, by split and class, patients by split, and samples by bit depth."""
+    depths = zip(*np.unique(index.bits, return_counts=True), strict=True)
+    result = Counts({}, {}, {}, {str(bits): int(n) for bits, n in depths})
     start = 0
     for split in dict.fromkeys(shard.split for shard in shards):
         stop = start + sum(shard.count for shard in shards if shard.split == split)

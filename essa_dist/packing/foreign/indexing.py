@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from essa_dist.data.index import NONE
-from essa_dist.data.manifest import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE, Manifest
+from essa_dist.data.manifest import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE, REPORT_FILE, Manifest
 from essa_dist.data.shard_urls import list_shards, scheme
 from essa_dist.errors import DataError, UsageError
 from essa_dist.packing.foreign.config import IndexConfig
@@ -28,7 +28,6 @@ from essa_dist.packing.summary import count, statistics, write_quarantine
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE = "report.html"
 WORK_FOLDER = ".indexing"
 """In ``out`` while it is made: the scans that are done, so that a killed run goes on where it was."""
 SHOWN = 3
@@ -198,7 +197,7 @@ def _manifest(
         raise UsageError(
             f"the masks hold {top + 1} classes, mask_classes names {len(mask_classes)}: name them all"
         )
-    samples, counts, patients = count(merged.index, merged.shards, merged.classes)
+    samples, counts, patients, bits = count(merged.index, merged.shards, merged.classes)
     return Manifest(
         name=config.name or former.name or out.resolve().name,
         label_kind=merged.label_kind,
@@ -209,10 +208,7 @@ def _manifest(
         counts=counts,
         samples=samples,
         patients=patients,
-        bits={
-            str(bits): int(n)
-            for bits, n in zip(*np.unique(merged.index.bits, return_counts=True), strict=True)
-        },
+        bits=bits,
         mean=mean,
         std=std,
         source=config.source or former.source,

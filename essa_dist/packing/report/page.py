@@ -4,13 +4,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from essa_dist.data.manifest import REPORT_FILE
 from essa_dist.packing.report.record import read_packed
 from essa_dist.packing.report.sections import sections
 from essa_dist.packing.report.verdict import concerns, verdict
 from essa_dist.report.html import fill
 from essa_dist.settings import Config
-
-REPORT_FILE = "report.html"
 
 
 class DataReportConfig(Config):
