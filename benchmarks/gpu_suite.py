@@ -47,6 +47,24 @@ def adapters(model: str, batch: int, kinds: list[str]) -> list[str]:
     return [*STEP, *TABLE, "--model", model, "--batch", str(batch), "--adapters", *kinds]
 
 
+def strategies(model: str, batch: int) -> list[str]:
+    """APLA and full on one GPU under every strategy: img/s and peak memory."""
+    spread = ["single", "ddp@1", "zero2@1", "zero3@1", "fsdp2@1"]
+    return [
+        *STEP,
+        *TABLE[:-1],
+        "--model",
+        model,
+        "--batch",
+        str(batch),
+        "--adapters",
+        "apla",
+        "full",
+        "--strategies",
+        *spread,
+    ]
+
+
 ROWS: dict[str, list[str]] = {
     "demo": [*ESSA, "demo", "out=runs/gpu_demo", "overwrite=true", "--json"],
     "step_vitl14_b32": [*STEP, "--model", "dinov2_vitl14", "--batch", "32"],
@@ -60,6 +78,8 @@ ROWS: dict[str, list[str]] = {
     "step_vitl14_b32_checkpointed": [
         *STEP, "--model", "dinov2_vitl14", "--batch", "32", "--set", "backbone.checkpoint_activations=true",
     ],
+    "strategies_vitl14": strategies("dinov2_vitl14", 32),
+    "strategies_vitg14": strategies("dinov2_vitg14", 8),
     "step_vitg14_b16": [*STEP, "--model", "dinov2_vitg14", "--batch", "16"],
     "adapters_vitl14_more": adapters("dinov2_vitl14", 32, MORE),
     "adapters_vits14_more": adapters("dinov2_vits14", 32, MORE),

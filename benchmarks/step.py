@@ -2,6 +2,7 @@
 
     python benchmarks/step.py --model dinov2_vits14 --batch 8 --rounds 3                # CPU
     python benchmarks/step.py --model dinov2_vitl14 --batch 32 --device cuda --steps 30  # GPU
+    python benchmarks/step.py --adapters apla --strategies ddp@1 ddp@2 zero2@2 fsdp2@2   # weak scaling: --batch is a process's
 
 Every measurement is a process of its own (peak memory is a property of a process); the adapters take turns, so that
 a machine that slows down slows all of them. Crops are 2 x 224 + 8 x 98 noise images, weights are random, data loading
@@ -30,12 +31,14 @@ class Step:
 
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
-        from accelerate import Accelerator
 
         from essa_dist.adapters import inject_adapter
         from essa_dist.backbones import build_backbone
+        from essa_dist.distributed.environment import make_accelerator
+        from essa_dist.distributed.strategies import Clipping, choose
         from essa_dist.engine.build import DTYPES, cast_frozen
         from essa_dist.engine.config import RunConfig
+        from essa_dist.engine.loss_scale import LossScale
         from essa_dist.engine.optim import build_optimizer
         from essa_dist.objectives import DINOv2Objective
         from essa_dist.settings import load
@@ -49,7 +52,8 @@ class Step:
         words += [f"adapter.{setting}" for setting in settings]
         words += ["out=unused", f"precision={args.precision}", *args.set]
         self.config = load(RunConfig, None, words)
-        self.device, self.dtype = torch.device(args.device), DTYPES[self.config.precision]
+        accelerator = make_accelerator(cpu=args.device == "cpu")
+        self.device, self.dtype = accelerator.device, DTYPES[self.config.precision]
         backbone = build_backbone(self.config.backbone)
         self.trunk_parameters = sum(p.numel() for p in backbone.parameters())
         inject_adapter(backbone, self.config.adapter, seed=0)
@@ -57,9 +61,13 @@ class Step:
         cast_frozen(self.objective, self.dtype)
         self.objective.to(self.device).train()
         depth = len(backbone.vit.blocks)
-        self.optimizer = build_optimizer(self.objective.branches.students, self.config.optim, depth=depth)
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        self.trained = (self.objective.branches.count("backbone."), self.objective.branches.count())
+        optimizer = build_optimizer(self.objective.branches.students, self.config.optim, depth=depth)
+        self.strategy = choose(accelerator)
+        clipping = Clipping(self.config.optim.clip, self.config.optim.clip_over)
+        self.strategy.prepare(self.objective, optimizer, clipping, micro_batch=args.batch)
+        self.loss_scale = LossScale(enabled=self.config.precision == "fp16")
+        torch.manual_seed(accelerator.process_index)
 
     def batch(self, size: int) -> Any:
         """Noise crops, 2 x 224 and 8 x 98 px (the next multiple of the patch below), half of the globals masked."""
@@ -87,34 +95,30 @@ class Step:
         optim, schedule = self.config.optim, self.config.schedule
         values = step_values(step, total=1000, steps_per_epoch=100, optim=optim, schedule=schedule)
         begin = time.perf_counter()
-        train_step(
-            self.objective,
-            self.objective.branches,
-            self.optimizer,
-            batch,
-            values,
-            self.accelerator,
-            config=optim,
-            accumulate=1,
-            scaler=self.scaler,
-            diagnose=False,
-        )
+        train_step(self.strategy, batch, values, accumulate=1, loss_scale=self.loss_scale, diagnose=False)
         return time.perf_counter() - begin
 
     def bytes_on_disk(self) -> tuple[int, int]:
         """What the trained tensors of one branch take alone (with the adapter's buffers), and a whole checkpoint."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        from essa_dist.engine import checkpoint
+        from essa_dist.distributed.messages import Channel
+        from essa_dist.engine.saving.saver import Saver
 
-        backbone = self.objective.backbone
-        tensors = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
-        tensors |= dict(backbone.named_buffers())
+        trained = {
+            name.removeprefix("student/"): shape
+            for name, shape in self.strategy.shapes().items()
+            if name.startswith("student/backbone.")
+        }
+        buffers = {name: tensor.cpu() for name, tensor in self.objective.backbone.named_buffers()}
+        alone = sum(4 * shape.numel() for shape in trained.values()) + len(save(buffers))
         with tempfile.TemporaryDirectory() as folder:
-            alone, whole = Path(folder) / "adapter.safetensors", Path(folder) / "step_00000001"
-            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, alone)
-            checkpoint.save(whole, self.objective, self.optimizer, {})
-            return alone.stat().st_size, sum(file.stat().st_size for file in whole.iterdir())
+            (Path(folder) / "checkpoints").mkdir()
+            saver = Saver(Path(folder), self.strategy, Channel(), keep=1)
+            saver.save(1, {"step": 1})
+            saver.wait()
+            assert saver.last is not None
+            return alone, saver.last.bytes
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
@@ -134,14 +138,15 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
     seconds = [step.run(batch, i) for i in range(args.warmup + args.steps)]
     peak_gib = memory_gib(peak=True)
-    trained = step.objective.branches.count("backbone.")
+    trained, every = step.trained
     adapter_bytes, checkpoint_bytes = step.bytes_on_disk()
     return found | {
+        "processes": step.strategy.accelerator.num_processes,
         "step_s": statistics.median(seconds[args.warmup :]),
         "peak_gib": peak_gib,
         "trained_trunk": trained,
         "trained_share": trained / step.trunk_parameters,
-        "trained_heads": step.objective.branches.count() - trained,
+        "trained_heads": every - trained,
         "adapter_bytes": adapter_bytes,
         "checkpoint_bytes": checkpoint_bytes,
     }
@@ -156,7 +161,7 @@ def _fits(step: Step, size: int) -> bool:
     except torch.OutOfMemoryError:
         return False
     finally:
-        step.optimizer.zero_grad(set_to_none=True)
+        step.strategy.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
     return True
 
@@ -173,40 +178,59 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
     return low
 
 
+def child(args: argparse.Namespace, adapter: str, strategy: str) -> list[str]:
+    """The command that measures one of them; ``strategy`` is a file of launch/ and a number of processes."""
+    this = [str(Path(__file__).resolve()), *sys.argv[1:], "--adapter", adapter]
+    name, _, processes = strategy.partition("@")
+    if name == "single":
+        return [sys.executable, *this]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/{name}.yaml"]
+    return [
+        sys.executable,
+        *launcher,
+        "--main_process_port",
+        "0",
+        "--num_processes",
+        processes or "1",
+        *this,
+    ]
+
+
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Each adapter ``rounds`` times, taking turns; medians with spread, and ratios to the first adapter."""
-    found: dict[str, list[dict[str, float]]] = {adapter: [] for adapter in args.adapters}
+    """Each pair of adapter and strategy ``rounds`` times, taking turns; medians with spread, and ratios to the first."""
+    pairs = [(adapter, strategy) for strategy in args.strategies for adapter in args.adapters]
+    names = {pair: pair[0] if len(args.strategies) == 1 else " ".join(pair) for pair in pairs}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names.values()}
     for round_ in range(args.rounds):
-        for adapter in args.adapters:
-            command = [sys.executable, __file__, *sys.argv[1:], "--adapter", adapter]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-            if done.returncode:
+        for pair, name in names.items():
+            done = subprocess.run(child(args, *pair), capture_output=True, text=True, cwd=ROOT)
+            said = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            if done.returncode or not said:
                 last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no output"
-                print(f"round {round_ + 1} {adapter}: failed: {last}", flush=True)
+                print(f"round {round_ + 1} {name}: failed: {last}", flush=True)
                 continue
-            found[adapter].append(json.loads(done.stdout.splitlines()[-1]))
-            one = found[adapter][-1]
-            rate = args.batch / one["step_s"]
-            print(
-                f"round {round_ + 1} {adapter}: {rate:.2f} img/s, peak {one['peak_gib']:.2f} GiB", flush=True
-            )
-    rows = {adapter: summarise(runs, args.batch) for adapter, runs in found.items() if runs}
-    base = args.adapters[0]
-    pairs = {
-        adapter: {
+            one = json.loads(said[-1])
+            found[name].append(one)
+            rate = args.batch * one["processes"] / one["step_s"]
+            print(f"round {round_ + 1} {name}: {rate:.2f} img/s, peak {one['peak_gib']:.2f} GiB", flush=True)
+    rows = {name: summarise(runs, args.batch) for name, runs in found.items() if runs}
+    base = names[pairs[0]]
+    ratios = {
+        name: {
             "throughput": statistics.median(
-                a["step_s"] / b["step_s"] for a, b in zip(found[base], found[adapter], strict=False)
+                (b["processes"] * a["step_s"]) / (a["processes"] * b["step_s"])
+                for a, b in zip(found[base], found[name], strict=False)
             ),
-            "peak_memory": rows[adapter]["peak_gib"] / rows[base]["peak_gib"],
+            "peak_memory": rows[name]["peak_gib"] / rows[base]["peak_gib"],
         }
-        for adapter in rows
+        for name in rows
         if base in rows
     }
-    return {"rows": rows, f"ratio_to_{base}": pairs}
+    return {"rows": rows, "ratio_to": base, "ratios": ratios}
 
 
 def summarise(runs: list[dict[str, float]], batch: int) -> dict[str, float]:
-    rates = sorted(batch / run["step_s"] for run in runs)
+    rates = sorted(batch * run["processes"] / run["step_s"] for run in runs)
     constant = {k: v for k, v in runs[0].items() if k not in ("step_s", "peak_gib")}
     return {
         "img_per_s": statistics.median(rates),
@@ -217,12 +241,12 @@ def summarise(runs: list[dict[str, float]], batch: int) -> dict[str, float]:
     }
 
 
-def table(result: dict[str, Any], base: str) -> str:
-    """Markdown: adapter, trained parameters, share, sizes, and step time and peak memory relative to ``base``."""
+def table(result: dict[str, Any]) -> str:
+    """Markdown: adapter, trained parameters, share, sizes, and step time and peak memory relative to the first."""
     lines = ["| adapter | trained | of trunk | adapter file | checkpoint | img/s | step time | peak memory |"]
     lines.append("| --- " * 8 + "|")
     for adapter, row in result["rows"].items():
-        ratio = result[f"ratio_to_{base}"][adapter]
+        ratio = result["ratios"][adapter]
         cells = [
             adapter,
             f"{row['trained_trunk']:,}",
@@ -270,7 +294,13 @@ def main() -> None:
         default=["full", "apla"],
         help="the first is the yardstick; settings after colons, as apla:rank=8",
     )
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        default=["single"],
+        help="files of launch/ with a number of processes, as zero2@2",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images an update and process")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
@@ -285,7 +315,12 @@ def main() -> None:
     parser.add_argument("--adapter", help=argparse.SUPPRESS)  # the child process's one
     args = parser.parse_args()
     if args.adapter:
-        print(json.dumps(measure(args)))
+        from essa_dist.distributed.collectives import leave, rank
+
+        found = measure(args)
+        if rank() == 0:
+            print(json.dumps(found))
+        leave()
         return
     settings = {k: v for k, v in vars(args).items() if k not in {"out", "adapter"}}
     result = {
@@ -295,7 +330,7 @@ def main() -> None:
         **machine(args.device),
         **compare(args),
     }
-    print(table(result, args.adapters[0]))
+    print(table(result))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -28,6 +28,10 @@ class DivergedError(EssaError):
     """Training produced a value that is not finite; nothing was applied after it."""
 
 
+class UntrainedError(EssaError):
+    """The loss doesn't reach a tensor that is to be trained; nothing was updated."""
+
+
 class Preempted(EssaError):
     """Stopped by a signal after a complete checkpoint was written; ``resume=true`` goes on from there."""
 

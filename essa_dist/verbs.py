@@ -28,6 +28,8 @@ class Verb(NamedTuple):
     example: str = ""
     recipe: str = ""
     """YAML file in the repository that is taken when none is given."""
+    others: str = ""
+    """The key that takes, as they are, the words that set no key of this verb: they are another verb's."""
 
 
 VERBS: dict[str, Verb] = {
@@ -121,8 +123,9 @@ VERBS: dict[str, Verb] = {
         "essa_dist.doctor",
         "doctor",
         "essa_dist.doctor:DoctorConfig",
-        "say what is installed and what works on this machine",
+        "say what is installed and works on this machine, or under a launcher what is wrong with its ranks",
         example="essa doctor",
+        others="run",
     ),
     "bench data": Verb(
         "essa_dist.bench",
@@ -178,6 +181,10 @@ def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any
     """
     from essa_dist.errors import UsageError
 
+    if verb.others:
+        own = config_class(verb).model_fields
+        theirs = [word for word in words if not ("=" in word and word.partition("=")[0] in own)]
+        return None, {verb.others: theirs} if theirs else {}, [word for word in words if word not in theirs]
     source: Path | None = None
     values: dict[str, Any] = {}
     overrides: list[str] = []

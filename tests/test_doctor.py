@@ -8,6 +8,8 @@ import pytest
 
 from essa_dist import doctor as package
 from essa_dist.doctor import DoctorConfig, checks, doctor, machine, packages
+from essa_dist.errors import UsageError
+from essa_dist.verbs import VERBS, sort_words
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,24 @@ def test_a_trial_that_does_not_apply_is_left_out(monkeypatch: pytest.MonkeyPatch
     never = checks.Check(lambda: None, "", applies=lambda: False)
     monkeypatch.setattr(checks, "CHECKS", {"absent": never})
     assert checks.run_checks() == {}
+
+
+def test_what_a_run_could_not_read_is_told_and_wrong_words_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checks, "CHECKS", {})
+    told = doctor(DoctorConfig(run=(f"data.train={tmp_path / 'none'}", "backbone.weights=random")))
+    assert [problem for problem in told["problems"] if "no such folder" in problem]
+    with pytest.raises(UsageError, match="batch_sizes: unknown key"):
+        doctor(DoctorConfig(run=("batch_sizes=4",)))
+
+
+def test_words_that_set_no_key_of_doctor_are_those_of_a_run() -> None:
+    words = ["run.yaml", "seconds=4", "batch_size=8", "launch=a.yaml", "seed=3"]
+    source, values, own = sort_words(VERBS["doctor"], words)
+    assert (source, own) == (None, ["seconds=4", "launch=a.yaml"])
+    assert values == {"run": ["run.yaml", "batch_size=8", "seed=3"]}
+    assert sort_words(VERBS["doctor"], []) == (None, {}, [])
 
 
 def test_an_import_that_kills_its_process_is_survived() -> None:

@@ -20,6 +20,7 @@ LAYERS = [
         "progress",
         "runfolder",
         "disk",
+        "parent",
         "_torchvision",
         "distributed.collectives",
     },

@@ -5,7 +5,7 @@ the input of norm2. The sum is made behind LayerScale and before stochastic dept
 """
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,9 @@ class Bottleneck(nn.Module):
         self._branch = self(args[0])
 
     def before_drop_path(self, drop_path: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        assert self._branch is not None
-        return (args[0] + self._branch,)
-
-    def after_block(self, block: nn.Module, args: Any, output: Any) -> None:
-        self._branch = None  # also where a recomputation ends half-way: the tensor would hold its graph
+        branch, self._branch = self._branch, None  # it would hold its graph
+        assert branch is not None
+        return (args[0] + branch,)
 
 
 class AdaptFormer:
@@ -75,6 +73,7 @@ class AdaptFormer:
     merges: ClassVar[bool] = False
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ("*.bottleneck.down.*", "*.bottleneck.scale")  # up is zero
 
     def __init__(self, config: AdaptFormerConfig) -> None:
         self.config = config
@@ -99,7 +98,6 @@ class AdaptFormer:
             block.bottleneck = bottleneck.train(block.training)
             block.mlp.register_forward_hook(bottleneck.beside_mlp)
             block.drop_path2.register_forward_pre_hook(bottleneck.before_drop_path)
-            block.register_forward_hook(bottleneck.after_block, always_call=True)
 
     def merge(self, backbone: Backbone) -> None:
         pass

@@ -69,6 +69,7 @@ class APLA:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: APLAConfig) -> None:
         self.config = config

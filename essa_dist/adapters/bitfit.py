@@ -19,6 +19,7 @@ class BitFit:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = True
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: BitFitConfig) -> None:
         self.config = config

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 SUFFIX = "_teacher"
 
@@ -29,6 +31,16 @@ class Branches:
         self.compute_dtype = compute_dtype
         self.students: dict[str, nn.Parameter] = {}
         self.teachers: dict[str, nn.Parameter] = {}
+        self.held: set[str] = set()
+        """Names of student tensors whose gradient is zero for now."""
+        self.gradients: dict[str, Tensor] | None = None
+        """While a dict: the largest absolute gradient this process saw of each student tensor, before any averaging."""
+        self.looks = 0
+        """How many updates more ``gradients`` are looked at."""
+        self.silent: set[str] = set()
+        """Student tensors whose gradient is zero in the first step, for they stand behind a zero."""
+        self._owners: list[tuple[str, nn.Module, list[str]]] = []
+        self._hooks: list[RemovableHandle] = []
         for prefix, module in list(root.named_modules()):
             names = [name for name, p in module._parameters.items() if p is not None and p.requires_grad]
             for name in names:
@@ -36,29 +48,62 @@ class Branches:
                 assert isinstance(student, nn.Parameter)
                 teacher = nn.Parameter(student.detach().clone(), requires_grad=False)
                 module.register_parameter(name + SUFFIX, teacher)
-                full_name = f"{prefix}.{name}".lstrip(".")
-                self.students[full_name], self.teachers[full_name] = student, teacher
             if names:
-                self._choose_on_entry(module, names)
+                self._owners.append((f"{prefix}." if prefix else "", module, names))
+        self.attach()
 
-    def _choose_on_entry(self, module: nn.Module, names: list[str]) -> None:
-        kept: dict[str, Any] = {}
+    def attach(self) -> None:
+        """Take the tensors as they are in the modules now, and choose after all hooks that are there by now.
 
+        Again once a wrapper has put others in their place (FSDP2) or gathers them in hooks of its own (ZeRO-3).
+        """
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        for prefix, module, names in self._owners:
+            for name in names:
+                student, teacher = module._parameters[name], module._parameters[name + SUFFIX]
+                assert student is not None
+                assert teacher is not None
+                self.students[prefix + name], self.teachers[prefix + name] = student, teacher
+            self._choose_on_entry(prefix, module, names)
+
+    def _choose_on_entry(self, prefix: str, module: nn.Module, names: list[str]) -> None:
         def enter(module: nn.Module, args: Any) -> None:
             suffix = SUFFIX if self.active == "teacher" else ""
             for name in names:
-                kept[name] = module._parameters[name]
-                chosen = module._parameters[name + suffix]
-                assert chosen is not None
-                # Not a Parameter while inside: a cast of one, through which the gradient flows back to it.
-                module._parameters[name] = chosen.to(self.compute_dtype)  # type: ignore[assignment]
+                stored = module._parameters[name + suffix]
+                assert stored is not None
+                value = stored.to(self.compute_dtype)
+                if not suffix and (self.gradients is not None or prefix + name in self.held):
+                    value = self._hook_gradient(prefix + name, value)
+                # An attribute found before the parameter of its name, which stays where wrappers look for it. It is
+                # a cast of the parameter, through which the gradient flows back.
+                module.__dict__[name] = value
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            module._parameters.update(kept)
-            kept.clear()
+            for name in names:
+                module.__dict__.pop(name, None)
 
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave, always_call=True)  # also when the forward raises
+        self._hooks.append(module.register_forward_pre_hook(enter))
+        self._hooks.append(
+            module.register_forward_hook(leave, always_call=True)
+        )  # also when the forward raises
+
+    def _hook_gradient(self, name: str, value: Tensor) -> Tensor:
+        """``value`` whose gradient is noted, and zeroed if ``name`` is held; before any rank sees it."""
+        if not torch.is_grad_enabled():
+            return value
+
+        def on_gradient(gradient: Tensor) -> Tensor | None:
+            if self.gradients is not None:
+                largest = gradient.detach().abs().amax().float()
+                self.gradients[name] = torch.maximum(self.gradients.get(name, largest), largest)
+            return torch.zeros_like(gradient) if name in self.held else None
+
+        value = value.view_as(value)  # where the cast did nothing, not the parameter itself
+        value.register_hook(on_gradient)
+        return value
 
     def count(self, prefix: str = "") -> int:
         """How many numbers one branch trains, of the tensors whose name starts with ``prefix``."""
@@ -79,11 +124,14 @@ class Branches:
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """``teacher <- momentum * teacher + (1 - momentum) * student`` on whole tensors, a few kernels in all."""
+        """``teacher <- momentum * teacher + (1 - momentum) * student``, a few kernels in all.
+
+        Of sharded tensors each process moves its own shards, without a word to the others.
+        """
         if not self.students:  # torch's foreach refuses an empty list
             return
-        teachers: list[Tensor] = list(self.teachers.values())
-        students: list[Tensor] = list(self.students.values())
+        teachers = [_local(teacher) for teacher in self.teachers.values()]
+        students = [_local(student) for student in self.students.values()]
         torch._foreach_mul_(teachers, momentum)
         torch._foreach_add_(teachers, students, alpha=1 - momentum)
 
@@ -92,3 +140,7 @@ class Branches:
         """Make the teacher equal to the student again, after weights were loaded or heads were initialised."""
         if self.students:
             torch._foreach_copy_(list(self.teachers.values()), list(self.students.values()))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

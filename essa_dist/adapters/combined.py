@@ -21,6 +21,7 @@ class Combined:
         # Of this combination, not of all of them.
         self.merges = all(part.merges for part, _ in parts)  # type: ignore[misc]
         self.starts_exact = all(part.starts_exact for part, _ in parts)  # type: ignore[misc]
+        self.silent = tuple(pattern for part, _ in parts for pattern in part.silent)
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         trained: dict[int, tuple[str, str]] = {}  # id of the tensor -> the adapter that trains it, its name

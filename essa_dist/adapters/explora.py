@@ -36,6 +36,7 @@ class ExPLoRA:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ("*.lora_A.*",)  # B is zero
 
     def __init__(self, config: ExPLoRAConfig) -> None:
         self.config = config

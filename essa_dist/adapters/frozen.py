@@ -15,6 +15,7 @@ class Frozen:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: FrozenConfig) -> None:
         self.config = config

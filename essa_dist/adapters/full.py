@@ -17,6 +17,7 @@ class Full:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: FullConfig) -> None:
         self.config = config

@@ -1,5 +1,6 @@
 """What every adapter offers."""
 
+from fnmatch import fnmatchcase
 from typing import ClassVar, Protocol
 
 from essa_dist.backbones.vit import Backbone
@@ -18,6 +19,11 @@ class Adapter(Protocol):
     yields: ClassVar[bool]
     """In a combination: injected last, and leaves alone what the others train."""
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Patterns of trained tensors whose gradient is zero in the first step, for they stand behind a zero."""
+        ...
+
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         """Change the frozen ``backbone`` in place and make exactly the trained tensors require gradients.
 
@@ -33,3 +39,8 @@ class Adapter(Protocol):
         ``merges`` is false. Freezing is left to the caller.
         """
         ...
+
+
+def silent_at_start(adapter: Adapter, name: str) -> bool:
+    """Whether the trained tensor ``name`` has a gradient of zero in the first step, by construction."""
+    return any(fnmatchcase(name, pattern) for pattern in adapter.silent)

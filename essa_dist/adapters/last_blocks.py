@@ -24,6 +24,7 @@ class LastBlocks:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = True
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: LastBlocksConfig) -> None:
         self.config = config

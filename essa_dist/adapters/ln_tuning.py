@@ -21,6 +21,7 @@ class LNTuning:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = True
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: LNTuningConfig) -> None:
         self.config = config

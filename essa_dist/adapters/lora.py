@@ -53,6 +53,7 @@ class LoRA:
 
     def __init__(self, config: LoRAConfig) -> None:
         self.config = config
+        self.silent = () if config.init == "pissa" else ("*.lora_A.*",)  # B is zero
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         self.inject_into(find_targets(backbone, self.config.targets), seed=seed)

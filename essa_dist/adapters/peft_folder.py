@@ -91,6 +91,7 @@ class PEFTAdapter:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = False
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         raise UsageError("a PEFT folder is put over a trunk by attach_peft, it has no settings to inject")

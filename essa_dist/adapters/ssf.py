@@ -56,6 +56,7 @@ class SSF:
     merges: ClassVar[bool] = True
     starts_exact: ClassVar[bool] = True
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: SSFConfig) -> None:
         self.config = config

@@ -57,6 +57,7 @@ class VPT:
     merges: ClassVar[bool] = False
     starts_exact: ClassVar[bool] = False
     yields: ClassVar[bool] = False
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: VPTConfig) -> None:
         self.config = config

@@ -16,6 +16,7 @@ from pydantic import Field
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from essa_dist.backbones.recompute import recompute_blocks
 from essa_dist.backbones.vit import Backbone
 from essa_dist.backbones.weights import (
     EMBEDDED,
@@ -26,6 +27,7 @@ from essa_dist.backbones.weights import (
     say_once,
     weights_sha256,
 )
+from essa_dist.distributed.collectives import rank
 from essa_dist.errors import UsageError, WeightsError
 from essa_dist.settings import Config
 
@@ -88,7 +90,8 @@ def build_architecture(config: BackboneConfig) -> Backbone:
         raise UsageError(
             f"backbone.name={config.name!r} must be a timm VisionTransformer or Eva with a class token, got {type(vit).__name__}"
         )
-    vit.set_grad_checkpointing(config.checkpoint_activations)
+    if config.checkpoint_activations:
+        recompute_blocks(vit)
     rule = config.pos_embed
     if rule == "auto":
         rule = "dinov2" if "dinov2" in config.name else "timm"
@@ -125,8 +128,10 @@ def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
 
 def _load(backbone: Backbone, config: BackboneConfig) -> tuple[str, str | None]:
     if config.weights == "random":
-        log.warning(
-            "backbone %s starts from RANDOM weights, as asked by backbone.weights=random", backbone.name
+        log.log(
+            logging.WARNING if rank() == 0 else logging.DEBUG,  # once is enough
+            "backbone %s starts from RANDOM weights, as asked by backbone.weights=random",
+            backbone.name,
         )
         return "random", None
     if config.weights != "auto":

@@ -12,10 +12,12 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from essa_dist import __version__
-from essa_dist.cli.failures import failure
+from essa_dist.cli.failures import Failure, failure
 from essa_dist.cli.pages import FLAGS, overview, verb_page
+from essa_dist.cli.ranks import among_ranks, tell_launcher
 from essa_dist.cli.results import to_json, to_text
-from essa_dist.cli.streams import is_first_on_node, rank, reserved_stdout, set_up_logging
+from essa_dist.cli.streams import rank, reserved_stdout, set_up_logging
+from essa_dist.engine.signals import stop_signals
 from essa_dist.errors import Preempted, UsageError
 from essa_dist.verbs import VERBS, config_class, sort_words, verb_of
 
@@ -47,18 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
             if isinstance(error, BrokenPipeError):  # the reader has seen enough
                 return _BROKEN_PIPE
-            return _tell(error)
+            return _tell(error).exit_code
     return outcome.exit_code
 
 
 def _run(words: Sequence[str]) -> Outcome:
-    try:
-        outcome = _obey(words)
-    except (Exception, KeyboardInterrupt) as error:
-        exit_code = _tell(error, debug=_wants_debug(words))
-        outcome = Outcome({"error": "\n".join(failure(error).lines), "exit_code": exit_code}, str, exit_code)
-    if outcome.exit_code in (0, Preempted.exit_code) and (joined := sys.modules.get(_COLLECTIVES)):
-        joined.leave()  # all ranks are here; after an error of one, the others may be waiting inside a collective
+    # Before imports and settings, which take seconds in which a run may be stopped like later.
+    with stop_signals(until_exit=True) if "adapt" in words else nullcontext() as signals:
+        try:
+            outcome = _obey(words)
+        except (Exception, KeyboardInterrupt) as error:
+            if signals is not None:
+                signals.remember()
+            found = _tell(error, debug=_wants_debug(words))
+            result = {"error": "\n".join(found.lines), "exit_code": found.exit_code}
+            outcome = Outcome(result, str, found.exit_code)
+        if outcome.exit_code in (0, Preempted.exit_code) and (joined := sys.modules.get(_COLLECTIVES)):
+            joined.leave()  # all ranks are here; after an error of one, the others may be waiting inside a collective
     return outcome
 
 
@@ -107,17 +114,17 @@ def _call(name: str, words: list[str]) -> Outcome:
     is_look = name == "config"  # at a recipe, which may leave to the user what only the user knows
     settings = load(config_class(verb), source, overrides, values=values, partial=is_look)
     result: dict[str, Any] = getattr(importlib.import_module(verb.module), verb.function)(settings)
-    return Outcome(result, lambda: render(settings) if is_look else to_text(name, result))
+    exit_code = result.get("exit_code", 0)  # of a verb that has both something to show and a fault to tell
+    return Outcome(result, lambda: render(settings) if is_look else to_text(name, result), exit_code)
 
 
-def _tell(error: BaseException, *, debug: bool = False) -> int:
-    """Say on stderr what went wrong and return the exit code.
-
-    A wrong setting is the same on all ranks of a machine, so one of them says it.
-    """
-    found = failure(error)
-    if isinstance(error, UsageError) and not is_first_on_node():
-        return found.exit_code
+def _tell(error: BaseException, *, debug: bool = False) -> Failure:
+    """Say on stderr what went wrong, unless another rank says it; what this process ends with."""
+    verdict = among_ranks(error, failure(error))
+    tell_launcher(verdict)
+    found = verdict.failure
+    if not (verdict.is_told or debug):
+        return found
     who = f"essa[rank {rank()}]" if rank() else "essa"
     kind = "internal error" if found.is_ours else "error"
     for line in found.lines:
@@ -126,4 +133,4 @@ def _tell(error: BaseException, *, debug: bool = False) -> int:
         traceback.print_exception(error)
     elif found.is_ours:
         sys.stderr.write(f"{who}: run it again with --debug for the traceback\n")
-    return found.exit_code
+    return found

@@ -39,6 +39,10 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
         return f"{_evaluation(result)}\n"
     if verb == "bench data":
         return "".join(f"{line}\n" for line in result["table"])
+    if verb == "doctor" and "ranks" in result:
+        from essa_dist.doctor.world.page import world_page
+
+        return world_page(result)
     if verb == "demo":
         from essa_dist.cli.before_after import before_after  # rich takes 50 ms that other verbs needn't pay
 

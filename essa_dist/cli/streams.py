@@ -31,6 +31,11 @@ def rank() -> int:
     return _number("RANK")
 
 
+def world_size() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return _number("WORLD_SIZE", default=1)
+
+
 def is_first_on_node() -> bool:
     """Whether no other process of this machine has what this one has to say about settings and files."""
     return _number("LOCAL_RANK", default=rank()) == 0

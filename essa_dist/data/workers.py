@@ -3,20 +3,30 @@
 import atexit
 import gc
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing.util import get_temp_dir
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
 
-from essa_dist.errors import DataError
+from essa_dist.errors import DataError, UsageError
+from essa_dist.parent import tell_of_parents_death
 
 Item = TypeVar("Item")
 
 GRACE_S = 2.0
 """For workers to end by themselves."""
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Characters; unix(7) has 107 for the whole name."""
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Signals by which terminals, launchers and schedulers stop a whole process group."""
 
 
 class Work(Generic[Item]):
@@ -29,7 +39,10 @@ class Work(Generic[Item]):
     def items(self) -> Generator[Item, None, None]:
         """A pass from the start; ends one that is under way. DataError where a worker was killed."""
         self.close()
-        running = self._running = iter(self._loader)
+        _check_socket_paths()
+        get_temp_dir()  # one that this process removes: a worker that is killed leaves its sockets in it
+        with _signals_held():
+            running = self._running = iter(self._loader)
         # Before multiprocessing's own hook, which would wait for the workers for ever.
         atexit.register(self.close)
         try:
@@ -55,13 +68,44 @@ def auto_workers() -> int:
 def begin_worker(_worker: int) -> None:
     """Runs first in every worker.
 
-    Ctrl-C and SIGTERM reach the whole process group; only the main process may decide to stop. What was inherited is
+    Signals to stop reach the whole process group; only the main process may decide to stop. What was inherited is
     never collected here: objects of a library with threads, such as a DALI pipeline, would wait for threads that a
     fork does not have.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in LEFT_TO_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:  # else the signal is somebody else's
+            shutil.rmtree(get_temp_dir(), ignore_errors=True)
+            os._exit(1)
+
+    # A worker holds copies of the rank's sockets: as long as it lives, other ranks don't see that the rank has died.
+    # torch's own workers look every 5 s.
+    signal.signal(signal.SIGUSR2, leave)
+    tell_of_parents_death(signal.SIGUSR2)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)
     gc.freeze()
+
+
+def _check_socket_paths() -> None:
+    """Batches come by sockets in the temporary folder; where their names get too long a worker would hang, unheard."""
+    if len(folder := tempfile.gettempdir()) > LONGEST_TMPDIR:
+        raise UsageError(
+            f"TMPDIR={folder} is too long for the names of sockets: set TMPDIR to a path of at most {LONGEST_TMPDIR} "
+            "characters, or data.workers=0"
+        )
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes started within are deaf to LEFT_TO_PARENT from birth on; this one hears them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def explain_deaths(items: Iterator[Item]) -> Iterator[Item]:

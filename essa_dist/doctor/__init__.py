@@ -3,22 +3,42 @@
 import os
 from typing import Any
 
+from pydantic import Field
+
 from essa_dist import _torchvision
 from essa_dist.doctor.checks import run_checks
 from essa_dist.doctor.machine import devices, disk, memory
 from essa_dist.doctor.packages import package_problems, versions
+from essa_dist.doctor.world.place import find_place
 from essa_dist.settings import Config
 
 
 class DoctorConfig(Config):
-    """Nothing to set: doctor looks at the machine and at the folder that it is run in."""
+    """Alone, doctor looks at the machine and at the folder that it is run in; under a launcher, at all ranks together."""
+
+    run: tuple[str, ...] = ()
+    """The words of an `essa adapt`: its config file and settings, given as they are. What the run would read is then
+    compared over the ranks: settings, weights, data, output folder."""
+    launch: str | None = None
+    """The Accelerate config that the launcher was given (null: look at its command line); its numbers of processes and
+    nodes are compared with those that came."""
+    seconds: float = Field(25, gt=0, le=600)
+    """How long to wait for a rank that doesn't come, doesn't answer or hangs."""
 
 
 def doctor(config: DoctorConfig) -> dict[str, Any]:
-    """Look, try, and tell; the network is never asked. Takes some 15 s on two cores.
+    """Look, try, and tell; alone, the network is never asked. Takes some 15 s on two cores.
 
-    ``ok`` is true when ``problems`` is empty. Each problem is one line and ends with its remedy.
+    ``ok`` is true when ``problems`` is empty. Each problem is one line and ends with its remedy. Under a launcher see
+    ``world.examine_world``.
     """
+    if (place := find_place()) is not None:
+        from essa_dist.doctor.world.examine import (
+            examine_world,
+        )  # torch and Accelerate, which may be what is broken
+
+        return examine_world(place, words=config.run, launch=config.launch, seconds=config.seconds)
+    run_problems = _run_problems(config.run) if config.run else []  # first: it refuses wrong words
     checks = run_checks()
     hardware, store, disks = devices(), memory(), disk()
     problems = [
@@ -29,6 +49,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
             for name, check in checks.items()
             if not check["ok"]
         ),
+        *run_problems,
     ]
     return {
         "ok": not problems,
@@ -41,6 +62,13 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
         "hub_offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"},
         "checks": {name: {"ok": check["ok"], "seconds": check["seconds"]} for name, check in checks.items()},
     }
+
+
+def _run_problems(words: tuple[str, ...]) -> list[str]:
+    """What a run of these words could not read. Raises UsageError for words that are wrong."""
+    from essa_dist.doctor.world.run import read_run, run_facts
+
+    return run_facts(read_run(words), lambda _: None, first_on_node=True).failures
 
 
 def _machine_problems(

@@ -1,18 +1,25 @@
 """RunConfig: everything that ``essa adapt`` can be told."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from essa_dist.adapters import AdapterConfig
 from essa_dist.adapters.apla import APLAConfig
 from essa_dist.backbones import BackboneConfig
 from essa_dist.data.loader import DataConfig
+from essa_dist.engine.canary import CanaryConfig
 from essa_dist.engine.guard import GuardConfig
 from essa_dist.engine.optim import OptimConfig
+from essa_dist.engine.profile import ProfileConfig
 from essa_dist.engine.schedules import Duration, ScheduleConfig
+from essa_dist.engine.trackers import TrackerName
 from essa_dist.objectives import DINOv2Config
 from essa_dist.settings import Config
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class CheckpointConfig(Config):
@@ -26,7 +33,8 @@ class RunConfig(Config):
     out: str
     """The run's folder; must not exist unless resume or overwrite says otherwise."""
     resume: bool = False
-    """Go on from the newest complete checkpoint in ``out``, exactly where it stopped."""
+    """Go on from the newest complete checkpoint in ``out``, exactly where it stopped; start where there is none. So a job
+    that may be requeued, or restarted by ``torchrun --max-restarts``, says it from the first time on."""
     overwrite: bool = False
     """Delete the run that is in ``out`` first."""
     seed: int = Field(0, ge=0)
@@ -36,7 +44,7 @@ class RunConfig(Config):
     batch_size: int = Field(64, ge=1)
     """Images per update over all processes and accumulation steps."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches per update. To Sinkhorn and KoLeo they are separate batches: use it to fit in memory only."""
+    """Micro-batches per update, to fit in memory; the update is that of the whole batch (see objective.koleo_over)."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """What is computed in; trained tensors, their optimizer state and the teacher are kept in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,6 +53,10 @@ class RunConfig(Config):
     """CPU threads of the training process (null: torch's choice)."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
+    communication_every: int = Field(50, ge=0)
+    """Steps between two measurements of what ranks send each other and for how long, each in a logged step (0: never)."""
+    track: Annotated[tuple[TrackerName, ...], BeforeValidator(_split)] = ()
+    """Other places for the rows of metrics.jsonl, as wandb,mlflow; each has an extra, as in pip install essa_dist[wandb]."""
     ledger: bool = False
     """Record the sample keys of every step, for `essa data ledger`; some 30 bytes a sample."""
     backbone: BackboneConfig = BackboneConfig()
@@ -63,6 +75,10 @@ class RunConfig(Config):
     """When to save, how much to keep."""
     guard: GuardConfig = GuardConfig()
     """When to warn of collapse."""
+    canary: CanaryConfig = CanaryConfig()
+    """Looks at the teacher's features during the run, and what follows from them."""
+    profile: ProfileConfig = ProfileConfig()
+    """A few steps under torch's profiler."""
 
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":
@@ -70,10 +86,15 @@ class RunConfig(Config):
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
             )
-        if self.objective.koleo_weight > 0 and self.batch_size // self.accumulate < 2:
+        whole = self.objective.koleo_over == "update"
+        if self.objective.koleo_weight > 0 and self.batch_size // (1 if whole else self.accumulate) < 2:
             raise ValueError(
                 f"batch_size={self.batch_size} with accumulate={self.accumulate} leaves less than 2 images for KoLeo, "
-                "which compares images: raise batch_size or set objective.koleo_weight=0"
+                f"which compares images of one {self.objective.koleo_over}: raise batch_size or set objective.koleo_weight=0"
+            )
+        if self.objective.ibot_weight > 0 and self.data.masks.probability == 0:
+            raise ValueError(
+                "data.masks.probability=0 leaves iBOT nothing to predict: raise it or set objective.ibot_weight=0"
             )
         if self.resume and self.overwrite:
             raise ValueError("resume=true and overwrite=true contradict each other: choose one")

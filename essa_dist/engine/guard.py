@@ -1,12 +1,7 @@
-"""Watching a run: signals, numbers that are not finite, collapse."""
+"""Watching a run: collapse, and what the other guards are told."""
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
 
 from pydantic import Field
 
@@ -24,71 +19,16 @@ class GuardConfig(Config):
     """Warn when the teacher says nothing: mean entropy of its targets over this share of ln K."""
     patience: int = Field(50, ge=0)
     """Steps before the first warning, and between repetitions of the same one."""
-
-
-PATIENCE_S = 5.0
-"""How long after a signal a batch that doesn't come is waited for: a scheduler kills within some 30 s."""
-
-
-class NoBatch(Exception):
-    """A signal came, and the batch that the loop waits for didn't."""
-
-
-class StopSignals:
-    """Remembers SIGINT and SIGTERM until the loop reaches a step boundary; a second SIGINT stops at once.
-
-    Where the loop waits for a batch (:meth:`waiting`), as it may for minutes when a server is down, it gets NoBatch.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._waiting = False
-        self._left = threading.Event()
-        self._before: dict[int, signal.Handlers | None] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._remember)  # type: ignore[assignment]
-            except ValueError:  # not in the main thread: whoever runs us there handles its signals
-                log.debug("signals are not caught outside the main thread")
-        return self
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            if self._waiting:
-                self._waiting = False
-                raise NoBatch
-            return
-        threading.Thread(target=self._insist, name="stop", daemon=True).start()
-        self.received = signal.Signals(number).name
-        log.warning("%s received: saving a checkpoint at the next step boundary", self.received)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around waiting for a batch: raises NoBatch when that takes too long after a signal."""
-        self._waiting = True
-        try:
-            yield
-        finally:
-            self._waiting = False
-
-    def _insist(self) -> None:
-        """Repeat the signal to this process, whose handler knows what it is waiting for."""
-        pause = PATIENCE_S
-        while not self._left.wait(pause):
-            if self._waiting:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            pause = 1.0
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._left.set()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    timeout_s: float = Field(600.0, ge=0)
+    """Seconds without progress on any rank after which the run ends and names the rank to blame; 0: wait for ever."""
+    start_timeout_s: float = Field(1800.0, ge=0)
+    """The same until the end of the first step, which waits for servers, compiles and warms up."""
+    slow_rank: float = Field(1.5, gt=1)
+    """Warn of a rank that takes this many times longer over its own part of a step than the others."""
+    skip_budget: int = Field(0, ge=0)
+    """Updates that a run may leave out because a number is not finite; the next such step ends it."""
+    skip_in_a_row: int = Field(3, ge=1)
+    """End the run when so many updates in a row are not finite, whatever is left of the budget."""
 
 
 class CollapseWatch:

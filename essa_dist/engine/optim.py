@@ -1,6 +1,7 @@
 """AdamW, its parameter groups, and one step's values written into them."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -47,15 +48,19 @@ def layer_of(name: str, depth: int) -> int:
 def build_optimizer(
     students: dict[str, nn.Parameter], config: OptimConfig, *, depth: int
 ) -> torch.optim.AdamW:
-    """AdamW over the student's trained tensors, one group for each combination of part, decay and lr factor."""
-    groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
+    """AdamW over the student's trained tensors.
+
+    One group for each combination of part, decay and lr factor, and of what may be held back together: ZeRO makes a
+    flat tensor of each group, with one step count.
+    """
+    groups: dict[tuple[str, str, bool, float], dict[str, Any]] = {}
     for name, parameter in students.items():
         part = "trunk" if name.startswith("backbone.") else "head"
         decays = parameter.ndim >= 2 and not name.endswith("bias")
         scale = config.layer_decay ** (depth + 1 - layer_of(name, depth)) if part == "trunk" else 1.0
         scale *= config.patch_embed_lr if "patch_embed" in name else 1.0
         new = {"params": [], "part": part, "decays": decays, "lr_scale": scale}
-        groups.setdefault((part, decays, scale), new)["params"].append(parameter)
+        groups.setdefault((part, holds(name), decays, scale), new)["params"].append(parameter)
     return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=True)
 
 
@@ -94,10 +99,14 @@ def set_values(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
         group["weight_decay"] = decay if group["decays"] else 0.0
 
 
-def drop_frozen_gradients(students: dict[str, nn.Parameter], values: StepValues) -> None:
-    """Forget the gradients of what this step must not move; AdamW passes over tensors without one."""
-    for name, parameter in students.items():
-        if values.adapter_frozen and name.startswith("backbone."):
-            parameter.grad = None
-        if values.last_layer_frozen and "last_layer." in name:
-            parameter.grad = None
+def holds(name: str) -> str:
+    """Which phase of a run holds the tensor of this name back: the adapter's, the last layer's, or none (empty)."""
+    if name.startswith("backbone."):
+        return "adapter"
+    return "last_layer" if "last_layer." in name else ""
+
+
+def held_back(students: Iterable[str], values: StepValues) -> set[str]:
+    """Names of the tensors that this step must not move, nor their moments."""
+    phases = {"adapter": values.adapter_frozen, "last_layer": values.last_layer_frozen, "": False}
+    return {name for name in students if phases[holds(name)]}

@@ -1,18 +1,16 @@
-"""The run folder's records: config, metrics, TensorBoard events, and the post-mortem of a run that diverged."""
+"""The run folder: who may use it, what a resumed run may change, and what computed the run."""
 
 import fcntl
 import importlib.metadata
-import json
 import logging
-import math
+import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import IO, Any
 
 from essa_dist import runfolder
 from essa_dist.engine.config import RunConfig
@@ -28,6 +26,10 @@ FREE_TO_CHANGE = {
     "device",
     "threads",
     "log_every",
+    "communication_every",
+    "track",
+    "canary",
+    "profile",
     "checkpoint",
     "guard",
     "ledger",
@@ -42,6 +44,11 @@ FREE_TO_CHANGE = {
 """Keys, or trees of them, that a resumed run may give another value: they do not touch what is computed. `data.train` may
 be where the same set lies now; its manifest is compared with the checkpoint's."""
 
+RESTART_S, RESUME_S = 30.0, 5.0
+"""How long a job that was restarted, or resumes, waits for the process before it, which may be writing its checkpoint."""
+_RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+_NEW_CONFIG = f".{runfolder.CONFIG}.writing"
+
 
 def check_out(config: RunConfig) -> None:
     """Whether the run may use ``config.out``; changes nothing.
@@ -52,7 +59,12 @@ def check_out(config: RunConfig) -> None:
     run = Path(config.out)
     if run.exists() and not run.is_dir():
         raise UsageError(f"out={run} is a file: name a folder")
-    if not run.exists() or not any(path.name != runfolder.LOCK for path in run.iterdir()):
+    if config.overwrite and _is_restart():
+        raise UsageError(
+            "overwrite=true in a job that was restarted would delete what it has trained so far: say resume=true, which "
+            "starts anew where there is nothing to go on with"
+        )
+    if _is_unused(run):
         return
     if config.overwrite and not (run / runfolder.CONFIG).is_file():
         raise UsageError(
@@ -74,24 +86,50 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
     run = Path(config.out)
     run.mkdir(parents=True, exist_ok=True)
     with (run / runfolder.LOCK).open("a") as lock:
-        _hold(lock, run)
+        _hold(lock, run, patience_s=RESTART_S if _is_restart() else RESUME_S * config.resume)
         if config.overwrite:
             _empty(run)
+        if not config.resume and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+            log.warning("torchrun can't restart this run: with --max-restarts say resume=true from the start")
         (run / runfolder.CHECKPOINTS).mkdir(exist_ok=True)
-        (run / runfolder.CONFIG).write_text(to_yaml(config))
+        (run / _NEW_CONFIG).write_text(to_yaml(config))
+        (run / _NEW_CONFIG).replace(run / runfolder.CONFIG)  # at no moment half a one
         yield run
 
 
-def _hold(lock: IO[str], run: Path) -> None:
+def _is_unused(run: Path) -> bool:
+    """Whether there is nothing in it but what a start leaves that was killed at once."""
+    checkpoints = run / runfolder.CHECKPOINTS
+    debris = {run / runfolder.LOCK, run / _NEW_CONFIG}
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        debris.add(checkpoints)
+    return not run.exists() or not set(run.iterdir()) - debris
+
+
+def _is_restart() -> bool:
+    """Whether torchrun's ``--max-restarts`` or Slurm's requeue has started this job once more."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTART_COUNTS)
+
+
+def _hold(lock: IO[str], run: Path, *, patience_s: float) -> None:
     """A POSIX lock, which ends with this process: one of flock's kind would live on in data workers after ``kill -9``."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UsageError(
-            f"another process trains in out={run}: wait for it or end it, or choose another out"
-        ) from None
-    except OSError:
-        log.warning("%s: this file system has no locks: start one run at a time in it", run)
+    end, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"another process trains in out={run}: wait for it or end it, or choose another out"
+                ) from None
+        except OSError:
+            log.warning("%s: this file system has no locks: start one run at a time in it", run)
+            return
+        if not told:
+            log.info("another process is still in out=%s: waiting %.0f s for its end", run, patience_s)
+            told = True
+        time.sleep(0.1)
 
 
 def _empty(run: Path) -> None:
@@ -105,7 +143,7 @@ def _empty(run: Path) -> None:
 def _check_same_run(config: RunConfig, run: Path) -> None:
     if not (run / runfolder.CONFIG).is_file():
         raise UsageError(f"resume=true, but out={run} is not a run folder: it has no {runfolder.CONFIG}")
-    before, now = _flat(load(RunConfig, run / runfolder.CONFIG).model_dump()), _flat(config.model_dump())
+    before, now = flat(load(RunConfig, run / runfolder.CONFIG).model_dump()), flat(config.model_dump())
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -124,51 +162,12 @@ def _free(key: str, config: RunConfig) -> bool:
     return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by dotted key: ``optim.lr``."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-class Metrics:
-    """``metrics.jsonl`` and TensorBoard events; on resume, rows after the restored step are dropped.
-
-    Only one process may be ``enabled``; on the others nothing is written.
-    """
-
-    def __init__(self, run: Path, *, start_step: int, enabled: bool) -> None:
-        self.enabled, self.path = enabled, run / runfolder.METRICS
-        if not enabled:
-            return
-        kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= start_step]
-        self.path.write_text("".join(kept))
-        self.board = SummaryWriter(str(run), purge_step=start_step + 1)
-
-    def write(self, row: Mapping[str, float]) -> None:
-        """One row; a number that is not finite becomes null, as JSON knows no NaN."""
-        if not self.enabled:
-            return
-        clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
-        for key, value in row.items():
-            if key != "step":
-                self.board.add_scalar(key, value, int(row["step"]))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.enabled:
-            self.board.close()
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """Lines that end; a kill may have cut the last one."""
-    if not path.is_file():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def versions() -> dict[str, str]:

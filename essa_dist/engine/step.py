@@ -1,91 +1,86 @@
 """One update of the student, then one EMA move of its teacher."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from essa_dist.adapters.branches import Branches
 from essa_dist.data.batch import Batch
-from essa_dist.engine.optim import OptimConfig, drop_frozen_gradients, set_values
+from essa_dist.distributed.collectives import all_reduce_sum, world_size
+from essa_dist.distributed.strategies import Strategy
+from essa_dist.engine.first_gradients import check_gradients
+from essa_dist.engine.heartbeat import Place
+from essa_dist.engine.loss_scale import LossScale
+from essa_dist.engine.optim import held_back, set_values
 from essa_dist.engine.schedules import StepValues
+from essa_dist.objectives import prepare
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss or gradient norm is not finite; neither student nor teacher was changed by the step."""
+    """A loss or gradient norm is not finite; neither student nor teacher was changed by the step.
 
-    def __init__(self, report: dict[str, float]) -> None:
+    ``report`` holds means over ranks, ``own`` this rank's numbers. Raised on all ranks in the same step.
+    """
+
+    def __init__(self, report: dict[str, float], own: dict[str, float]) -> None:
         super().__init__(", ".join(f"{name} {value:.4g}" for name, value in report.items()))
-        self.report = report
+        self.report, self.own = report, own
 
 
 def train_step(
-    model: nn.Module,  # the objective, perhaps wrapped by Accelerate
-    branches: Branches,
-    optimizer: torch.optim.Optimizer,
+    strategy: Strategy,
     batch: Batch,  # normalised, on the device
     values: StepValues,
-    accelerator: Accelerator,
     *,
-    config: OptimConfig,
     accumulate: int,
-    scaler: torch.amp.GradScaler,
+    loss_scale: LossScale,
     diagnose: bool,
+    at: Callable[[Place], object] = lambda place: None,
 ) -> dict[str, float]:
-    """Split ``batch`` into ``accumulate`` micro-batches, update once, return this process's mean losses.
+    """Split ``batch`` into ``accumulate`` micro-batches, update once, return the mean losses over all ranks.
 
-    Sinkhorn and KoLeo compare the samples of one micro-batch, so to them two micro-batches of 64 are not
-    one batch of 128: accumulate to fit in memory, not to imitate a larger batch.
-    Raises NotFiniteError before the update when a loss or the gradient norm is not finite.
+    The update is that of the whole batch; what terms that compare images cost is told in ``objectives.accumulation``.
+    ``at`` is told where the step is. Raises NotFiniteError before the update when a loss or the gradient norm is not finite on any rank.
     """
-    set_values(optimizer, values)
-    optimizer.zero_grad(set_to_none=True)
+    at("forward and backward")
+    branches = strategy.objective.branches
+    set_values(strategy.optimizer, values)
+    branches.held = held_back(branches.students, values)
     report: dict[str, Tensor] = {}
-    for last, micro in _micro_batches(batch, accumulate):
-        with nullcontext() if last else accelerator.no_sync(model):  # ranks talk once per update
-            losses = model(micro, teacher_temp=values.teacher_temp, diagnose=diagnose)
-            scaler.scale(losses["total"] / accumulate).backward()
+    temp = values.teacher_temp
+    parts = prepare(strategy.objective, strategy.model, batch, accumulate, teacher_temp=temp)
+    for i, (micro, known) in enumerate(parts, start=1):
+        with strategy.micro_batch(last=i == accumulate):
+            losses = strategy.model(micro, teacher_temp=temp, known=known, diagnose=diagnose)
+            strategy.backward(losses["total"] / accumulate, scale=loss_scale.scale)
         for name, value in losses.items():
             report[name] = report.get(name, 0.0) + value.detach().float() / accumulate
-    scaler.unscale_(optimizer)
-    drop_frozen_gradients(branches.students, values)
-    report["grad_norm"] = _clip(branches.students, config)
-    numbers = dict(zip(report, torch.stack(list(report.values())).tolist(), strict=True))  # one device sync
-    finite = all(abs(value) < float("inf") for value in numbers.values())
-    # With a loss scale, an overflowing gradient is routine: the scaler skips the update and halves the scale.
-    if not (finite or (scaler.is_enabled() and abs(numbers["total"]) < float("inf"))):
-        raise NotFiniteError(numbers)
-    scaler.step(optimizer)
-    scaler.update()
-    branches.update_teacher(values.ema_momentum)
+    numbers, own = _over_ranks(report)
+    if not _finite(numbers):
+        strategy.discard()
+        strategy.objective.settle(applied=False)
+        raise NotFiniteError(numbers, own)
+    check_gradients(branches)
+    at("update")
+    norm, applied = strategy.update(scale=loss_scale.scale, held=branches.held)
+    strategy.objective.settle(applied=applied)
+    numbers["grad_norm"] = norm.item()
+    # With a loss scale, an overflowing gradient is routine: the update is left out, and the next scale is half of it.
+    if not (applied or loss_scale.enabled):
+        raise NotFiniteError(numbers, own)
+    loss_scale.update(applied=applied)
+    if applied:
+        strategy.update_teacher(values.ema_momentum)
     return numbers
 
 
-def _micro_batches(batch: Batch, accumulate: int) -> Iterator[tuple[bool, Batch]]:
-    size = batch.global_crops.shape[1] // accumulate
-    for i in range(accumulate):
-        part = slice(i * size, (i + 1) * size)
-        yield (
-            i == accumulate - 1,
-            replace(
-                batch,
-                global_crops=batch.global_crops[:, part],
-                local_crops=batch.local_crops[:, part],
-                masks=batch.masks[:, part],
-                keys=batch.keys[part],
-            ),
-        )
+def _over_ranks(report: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means over ranks, and this rank's own numbers, in one device sync."""
+    own = torch.stack(list(report.values()))
+    mean = all_reduce_sum(own.clone()) / world_size()
+    means, owns = torch.stack([mean, own]).tolist()
+    return dict(zip(report, means, strict=True)), dict(zip(report, owns, strict=True))
 
 
-def _clip(students: dict[str, nn.Parameter], config: OptimConfig) -> Tensor:
-    """Clip in place; the largest norm found before clipping."""
-    parts: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in students.items():
-        if parameter.grad is not None:
-            parts.setdefault(name.split(".")[0] if config.clip_over == "module" else "model", []).append(
-                parameter
-            )
-    return torch.stack([nn.utils.clip_grad_norm_(p, config.clip) for p in parts.values()]).max()
+def _finite(numbers: dict[str, float]) -> bool:
+    return all(abs(value) < float("inf") for value in numbers.values())

@@ -4,9 +4,9 @@ import json
 import logging
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -19,15 +19,30 @@ from essa_dist.data.manifest import MANIFEST_FILE
 from essa_dist.data.prefetch import prefetch
 from essa_dist.data.shards import PackedImages
 from essa_dist.data.stream import TarStream
-from essa_dist.distributed.collectives import any_rank, barrier
-from essa_dist.engine import checkpoint
-from essa_dist.engine.build import DTYPES, Training, build, standardize_heads
+from essa_dist.distributed.collectives import any_rank
+from essa_dist.distributed.environment import make_accelerator
+from essa_dist.distributed.first_cause import compare_by, is_broken_collective
+from essa_dist.distributed.messages import Channel
+from essa_dist.distributed.restart import join_anew
+from essa_dist.engine import restore
+from essa_dist.engine.build import DTYPES, Training, build
+from essa_dist.engine.canary import Canary
 from essa_dist.engine.config import RunConfig
-from essa_dist.engine.guard import CollapseWatch, NoBatch, StopSignals
+from essa_dist.engine.exchange import own_connection
+from essa_dist.engine.guard import CollapseWatch
+from essa_dist.engine.heartbeat import Place
+from essa_dist.engine.observer import Observer, open_canary
 from essa_dist.engine.optim import step_values
-from essa_dist.engine.record import Metrics, check_out, run_folder, versions
+from essa_dist.engine.record import check_out, run_folder, versions
+from essa_dist.engine.saver import Saver
 from essa_dist.engine.schedules import StepValues, in_steps
+from essa_dist.engine.signals import NoBatch, StopSignals, stop_signals
+from essa_dist.engine.skips import SkipRecord, budget, cause
 from essa_dist.engine.step import NotFiniteError, train_step
+from essa_dist.engine.storage import preflight
+from essa_dist.engine.suspects import SampleWatch, blame, findings, in_words
+from essa_dist.engine.trackers import check_trackers
+from essa_dist.engine.watchdog import Watchdog, collective_timeout
 from essa_dist.engine.words import announce, summary
 from essa_dist.errors import DivergedError, Preempted, UsageError
 from essa_dist.progress import Progress
@@ -41,6 +56,11 @@ def adapt(config: RunConfig) -> dict[str, Any]:
     Raises UsageError, DataError, WeightsError before the first step; DivergedError when a loss is not finite;
     Preempted after a signal, when the checkpoint is on disk.
     """
+    with stop_signals() as signals:
+        return _adapt(config, signals)
+
+
+def _adapt(config: RunConfig, signals: StopSignals) -> dict[str, Any]:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "device=cuda, but there is no GPU that torch can use: say device=auto, or ask essa doctor"
@@ -48,53 +68,93 @@ def adapt(config: RunConfig) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # denormals make CPU steps several times slower near convergence
-    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available())
-    is_main = accelerator.is_main_process
-    if is_main:
-        check_out(config)  # before minutes of loading
-    training = build(config, accelerator)
-    if is_main and config.resume:
-        checkpoint.check_data(Path(config.out), identity(training.images))
-    # Only now: what can't be built leaves no folder behind.
-    with run_folder(config) if is_main else nullcontext():
-        barrier()
-        return Run(config, training).train()
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    join_anew("gloo" if cpu else "nccl", collective_timeout(config.guard))
+    accelerator = make_accelerator(cpu=cpu, timeout=collective_timeout(config.guard))
+    compare_by(own_connection())
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    watchdog = Watchdog(config.guard, Path(config.out), rank=rank, world_size=ranks, store=own_connection())
+    with watchdog:
+        return _start(config, accelerator, watchdog, signals)
+
+
+def _start(
+    config: RunConfig, accelerator: Accelerator, watchdog: Watchdog, signals: StopSignals
+) -> dict[str, Any]:
+    channel = Channel()
+    restored = channel.together(lambda: _check(config))  # before minutes of loading
+    training = build(config, accelerator, restored=restored)
+    if config.resume:
+        channel.together(lambda: restore.check_data(Path(config.out), identity(training.images)))
+    canary = open_canary(config, training)
+    with ExitStack() as held:
+        # Only now: what can't be built leaves no folder behind.
+        channel.together(lambda: str(held.enter_context(run_folder(config))))
+        return Run(config, training, watchdog, canary, channel).train(signals)
+
+
+def _check(config: RunConfig) -> bool:
+    """Whether the run goes on from a checkpoint; an error where it can't begin at all."""
+    check_out(config)
+    check_trackers(config.track)
+    return config.resume and bool(runfolder.committed_checkpoints(Path(config.out)))
 
 
 class Run:
     """One run between its start, or its restored checkpoint, and its end."""
 
-    def __init__(self, config: RunConfig, training: Training) -> None:
-        self.config, self.training = config, training
+    def __init__(
+        self,
+        config: RunConfig,
+        training: Training,
+        watchdog: Watchdog,
+        canary: Canary | None,
+        channel: Channel,
+    ) -> None:
+        self.config, self.training, self.watchdog, self.canary = config, training, watchdog, canary
+        self.channel = channel
         self.folder = Path(config.out)
         self.main = training.accelerator.is_main_process
         self.data = identity(training.images)  # now: the set may be packed anew under a running job
+        self.skips = budget(config.guard, {})
         self.step = self._restore()
+        self.skipped = SkipRecord(self.folder, start_step=self.step, enabled=self.main)
+        self.samples = SampleWatch(training.objective, training.objective.backbone)
         self.device = training.accelerator.device
         self.save_every = max(1, in_steps(config.checkpoint.every, training.steps_per_epoch))
         self.watch = CollapseWatch(config.guard, prototypes=config.objective.head.prototypes)
         self.last: dict[str, float] = {}
-        self.saved = 0  # step of the newest checkpoint of this process
+        self.saved = self.step  # of the newest checkpoint
+        self.saver = self._saver()
 
     def _restore(self) -> int:
         t = self.training
-        found = runfolder.committed_checkpoints(self.folder) if self.config.resume else []
-        if not found:
-            standardize_heads(t, self.config)
+        if not self.config.resume:
             return 0
-        state = checkpoint.restore(found[-1], t.objective, t.optimizer)
-        checkpoint.check_trunk(found[-1], state, t.trunk_sha256)
-        t.scaler.load_state_dict(state["scaler"])
-        log.info("resumed from %s", found[-1])
+        state = restore.resume(self.folder, t.strategy, self.channel, trunk_sha256=t.trunk_sha256)
+        if state is None:
+            return 0
+        t.loss_scale.load(state.get("loss_scale", {}))
+        self.skips = budget(self.config.guard, state)
+        if self.canary is not None:
+            self.canary.load(state.get("canary"))
+        log.info("resumed from %s", state["folder"])
         return int(state["step"])
 
-    def train(self) -> dict[str, Any]:
+    def _saver(self) -> Saver:
+        strategy, keep = self.training.strategy, self.config.checkpoint.keep
+        shapes = strategy.shapes()
+        expected_s = self.channel.together(lambda: preflight(self.folder, shapes, keep=keep))
+        return Saver(self.folder, strategy, self.channel, keep=keep, expected_s=expected_s)
+
+    def train(self, signals: StopSignals) -> dict[str, Any]:
         """Run to the end, or to the step at which a signal arrives."""
         t, start, begin = self.training, self.step, time.perf_counter()
         announce(t, self.config)
+        signals.remember()
         with (
-            StopSignals() as signals,
-            Metrics(self.folder, start_step=start, enabled=self.main) as metrics,
+            self.saver,
+            Observer(self.config, t, self.canary, start=start) as self.observer,
             Progress(t.total_steps, self.config.batch_size, start=start) as progress,
             Ledger(
                 self.folder,
@@ -104,28 +164,81 @@ class Run:
                 enabled=self.config.ledger,
             ) as ledger,
         ):
+            if self.observer.wants_checkpoint:
+                self._save()
             batches = prefetch(t.loader.batches(start, t.total_steps), self._to_device, self.device)
-            try:
-                for batch, waited in _timed(batches, signals):
-                    logged = self._one_step(batch)
-                    self.step += 1
-                    ledger.write(self.step, batch.keys, batch.bad)
-                    progress.update(self.step, self.last, data_wait=waited)
-                    if logged:
-                        metrics.write(self._row() | progress.window())
-                    stop = any_rank(signals.received is not None, self.device)
-                    if stop or self.step % self.save_every == 0 or self.step == t.total_steps:
-                        self._save()
-                    if stop and self.step < t.total_steps:
-                        raise self._preempted(signals)
-            except NoBatch:
-                # This rank is between two updates, others may be in the next one: nothing waits for them.
-                if self.main and self.step not in (start, self.saved):
-                    self._write_checkpoint()
-                raise self._preempted(signals) from None
+            for batch, waited in self._until_stopped(batches, signals):
+                with self.observer.step(self.step + 1, waited=waited):
+                    self._one_step(batch)
+                self.step += 1
+                ledger.write(self.step, batch.keys, batch.bad)
+                progress.update(self.step, self.last, data_wait=waited)
+                if self.observer.is_logged(self.step):
+                    self.watchdog.at("evaluating" if self.observer.is_look(self.step) else "recording")
+                    self.observer.record(self.step, self._row(), progress.window())
+                enough = self.observer.reason_to_stop()
+                if enough or self._is_save(self.step):
+                    self._save()
+                if enough:
+                    log.warning(
+                        "the canary stops the run after step %d of %d: %s",
+                        self.step,
+                        t.total_steps,
+                        enough,
+                    )
+                    break
         seconds, images = time.perf_counter() - begin, (self.step - start) * self.config.batch_size
         return {"out": str(self.folder), "step": self.step, "loss": self.last.get("total")} | summary(
-            t, runfolder.checkpoint_folder(self.folder, self.step), seconds=seconds, images=images
+            t, self._result(), seconds=seconds, images=images
+        )
+
+    def _result(self) -> Path:
+        """The checkpoint that evaluation and export take."""
+        newest = runfolder.checkpoint_folder(self.folder, self.step)
+        return runfolder.best_checkpoint(self.folder) or newest
+
+    def _is_save(self, step: int) -> bool:
+        due = step % self.save_every == 0 or step == self.training.total_steps
+        return due or self.observer.wants_checkpoint
+
+    def _until_stopped(
+        self, batches: Generator[Batch, None, None], signals: StopSignals
+    ) -> Iterator[tuple[Batch, float]]:
+        """Each batch, ready on the device, with the seconds that the loop waited for it; ends the workers, however it ends.
+
+        A step ends with a look at its loss, so the device is idle while the loop waits: the wait is all time lost to data.
+        Ranks begin a step together, when each has its batch or waits for it no longer because it is to stop: else one
+        could be left in a collective of a step that others don't make. Raises Preempted when the checkpoint is on disk.
+        """
+        start = self.step
+        with closing(batches):
+            while self.step < self.training.total_steps:
+                self.watchdog.at("waiting for a batch", self.step + 1)
+                begin, batch = time.perf_counter(), None
+                with suppress(NoBatch):
+                    if signals.received is None:
+                        with signals.waiting():
+                            batch = next(batches, None)
+                waited = time.perf_counter() - begin
+                # All ranks stop when one of them has failed to save: that raises its error on all of them.
+                if any_rank(signals.received is not None or self.saver.failed, self.device):
+                    self._save_and_stop(signals, start)
+                if batch is None:
+                    return
+                yield batch, waited
+
+    def _save_and_stop(self, signals: StopSignals, start: int) -> NoReturn:
+        try:
+            if self.step > self.saved:
+                self._save()
+            self.saver.wait()
+        except RuntimeError as error:
+            # The last word of a rank that has saved and left may be lost with its connection.
+            if self.main or not is_broken_collective(error):
+                raise
+        raise Preempted(
+            f"stopped by {signals.received or 'a signal to another rank'} after step {self.step} of "
+            f"{self.training.total_steps}{', where it had started' if self.step == start else ''}; go on with resume=true"
         )
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -133,31 +246,32 @@ class Run:
         dtype = DTYPES[self.config.precision]
         return batch.to(self.device, mean=backbone.mean, std=backbone.std, dtype=dtype)
 
-    def _one_step(self, batch: Batch) -> bool:
-        """Update once on a batch that is on the device; whether this step is one that is logged."""
+    def _one_step(self, batch: Batch) -> None:
+        """Update once on a batch that is on the device."""
         t, c = self.training, self.config
         # Dropout and stochastic depth draw from a state that only seed, step and rank decide: resume is exact.
         torch.manual_seed(((c.seed * 1_000_003) + self.step) * 4099 + t.accelerator.process_index)
-        logged = (self.step + 1) % c.log_every == 0 or self.step + 1 == t.total_steps
-        values = self._values(self.step)
+        logged = self.observer.is_logged(self.step + 1)
         try:
             self.last = train_step(
-                t.model,
-                t.objective.branches,
-                t.optimizer,
+                t.strategy,
                 batch,
-                values,
-                t.accelerator,
-                config=c.optim,
+                self._values(self.step),
                 accumulate=c.accumulate,
-                scaler=t.scaler,
+                loss_scale=t.loss_scale,
                 diagnose=logged,
+                at=self._at,
             )
         except NotFiniteError as error:
-            raise self._post_mortem(batch, error) from error
+            self._leave_out(batch, error)
+            return
         if logged:
             self._check_collapse(batch)
-        return logged
+
+    def _at(self, place: Place) -> None:
+        self.watchdog.at(place)
+        if place == "update":
+            self.saver.copied()
 
     def _values(self, step: int) -> StepValues:
         """The schedules at ``step``, from 0."""
@@ -188,24 +302,18 @@ class Run:
             for key in ("lr", "head_lr", "weight_decay", "head_weight_decay", "ema_momentum", "teacher_temp")
         }
         losses = {("loss" if key == "total" else key): value for key, value in self.last.items()}
-        return {"step": self.step, "epoch": self.step / self.training.steps_per_epoch} | losses | schedule
+        scale = self.training.loss_scale
+        more = {"loss_scale": scale.scale} if scale.enabled else {}
+        if self.skips.budget:
+            more["skipped"] = self.skips.used
+        return (
+            {"step": self.step, "epoch": self.step / self.training.steps_per_epoch} | losses | schedule | more
+        )
 
     def _save(self) -> None:
-        if self.main:
-            self._write_checkpoint()
-        barrier()
-
-    def _write_checkpoint(self) -> None:
-        folder = runfolder.checkpoint_folder(self.folder, self.step)
-        checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
-        checkpoint.prune(self.folder, self.config.checkpoint.keep)
+        self.watchdog.at("saving")
+        self.saver.save(self.step, self._state())
         self.saved = self.step
-
-    def _preempted(self, signals: StopSignals) -> Preempted:
-        return Preempted(
-            f"stopped by {signals.received or 'a signal'} after step {self.step} of {self.training.total_steps}; "
-            f"go on with resume=true"
-        )
 
     def _state(self) -> dict[str, Any]:
         t = self.training
@@ -220,24 +328,35 @@ class Run:
             **self.data,
             "backbone": t.objective.backbone.name,
             "adapter": self.config.adapter.model_dump(),
-            "scaler": t.scaler.state_dict(),
+            "loss_scale": t.loss_scale.state(),
+            "skipped": self.skips.used,
+            **({} if self.canary is None else {"canary": self.canary.state()}),
             "versions": versions(),
         }
 
-    def _post_mortem(self, batch: Batch, error: NotFiniteError) -> DivergedError:
-        """Keep the samples and the state before the update that was not made."""
-        folder = self.folder / "diverged" / f"step_{self.step + 1:08d}"
+    def _leave_out(self, batch: Batch, error: NotFiniteError) -> None:
+        """Go on without the update that was not made, and with a record of it; DivergedError on all ranks if it is one too many."""
+        step, self.last = self.step + 1, error.report
+        self.saver.wait()  # the channel is one thread's at a time
+        found = self.channel.gather(findings(error.own, self.samples.not_finite(), batch.keys))
+        blamed = self.channel.together(lambda: blame(found))
+        why = f"{cause(error.report)} ({in_words(blamed)})"
+        if not self.skips.spend(step, why):
+            raise self._post_mortem(step, why, blamed) from error
+        self.skipped.write(step, blamed)
         if self.main:
-            checkpoint.save(folder, self.training.objective, self.training.optimizer, self._state())
-            record = {
-                "step": self.step + 1,
-                "keys": batch.keys,
-                "values": {k: repr(v) for k, v in error.report.items()},
-            }
-            (folder / "samples.json").write_text(json.dumps(record, indent=1))
+            log.warning("step %d: not finite: %s; left out, %s", step, why, self.skips.left())
+
+    def _post_mortem(self, step: int, why: str, blamed: dict[str, Any]) -> DivergedError:
+        """Keep the samples to blame and the state before the update that was not made."""
+        folder = self.folder / "diverged" / f"step_{step:08d}"
+        self.channel.together(lambda: folder.parent.mkdir(exist_ok=True))
+        self.saver.save_apart(folder, self._state())
+        record = json.dumps({"step": step, "ranks": blamed}, indent=1)
+        self.channel.together(lambda: (folder / "samples.json").write_text(record))
         return DivergedError(
-            f"step {self.step + 1}: not finite ({error}); nothing was updated. The {len(batch.keys)} sample keys and the "
-            f"state before it are in {folder}; lower optim.lr, raise schedule.warmup or use precision=bf16"
+            f"step {step}: not finite: {why}; nothing was updated.{self.skips.why()} The sample keys and the state before "
+            f"it are in {folder}; lower optim.lr, raise schedule.warmup or use precision=bf16"
         )
 
 
@@ -246,18 +365,3 @@ def identity(images: PackedImages | TarStream) -> dict[str, str | None]:
     if isinstance(images, TarStream):
         return {"data_manifest_sha256": None, "data_split": None}
     return {"data_manifest_sha256": file_sha256(images.folder / MANIFEST_FILE), "data_split": images.split}
-
-
-def _timed(batches: Generator[Batch, None, None], signals: StopSignals) -> Iterator[tuple[Batch, float]]:
-    """Each batch, ready on the device, with the seconds that the loop waited for it; ends the workers, however the loop ends.
-
-    A step ends with a look at its loss, so the device is idle while the loop waits: the wait is all time lost to data.
-    """
-    with closing(batches):
-        while True:
-            begin = time.perf_counter()
-            with signals.waiting():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch, time.perf_counter() - begin

@@ -6,6 +6,7 @@ from typing import Any
 
 from essa_dist.adapters import label
 from essa_dist.data.stream import TarStream
+from essa_dist.distributed.environment import backend
 from essa_dist.engine.build import Training
 from essa_dist.engine.config import RunConfig
 from essa_dist.progress import memory_gib
@@ -16,33 +17,34 @@ log = logging.getLogger(__name__)
 def announce(training: Training, config: RunConfig) -> None:
     """One line: what is trained, on how many images, for how long, on what."""
     t = training
-    trained = t.objective.branches.count("backbone.")
+    trained = t.trained.trunk
     log.info(
-        "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %s, %d steps of %d, on %d x %s, %s",
+        "%s: %s trains %s of %s trunk parameters (%.2f %%), heads %s; %s, %d steps of %d, %s on %d x %s (%s), %s",
         t.objective.backbone.name,
         label(config.adapter),
         f"{trained:,}",
         f"{t.trunk_parameters:,}",
         100 * trained / t.trunk_parameters,
-        f"{t.objective.branches.count() - trained:,}",
+        f"{t.trained.heads:,}",
         f"tars drawn at random, {len(t.images)} samples an epoch"
         if isinstance(t.images, TarStream)
         else f"{len(t.images)} images",
         t.total_steps,
         config.batch_size,
+        t.strategy.name,
         t.accelerator.num_processes,
         t.accelerator.device.type,
+        backend(),
         config.precision,
     )
 
 
 def summary(training: Training, checkpoint: Path, *, seconds: float, images: int) -> dict[str, Any]:
     """What was trained, where it is saved, and what it cost: ``images`` in ``seconds``, over all ranks."""
-    trained = training.objective.branches.count("backbone.")
     return {
-        "trainable_parameters": trained,
+        "trainable_parameters": training.trained.trunk,
         "trunk_parameters": training.trunk_parameters,
-        "head_parameters": training.objective.branches.count() - trained,
+        "head_parameters": training.trained.heads,
         "checkpoint": str(checkpoint),
         "checkpoint_bytes": sum(file.stat().st_size for file in checkpoint.iterdir()),
         "seconds": round(seconds, 1),

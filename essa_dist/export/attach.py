@@ -33,7 +33,7 @@ def attach(base: Backbone, ref: str, *, trunk_sha256: str | None = None) -> tupl
     run = Path(ref.removeprefix("student:")).expanduser()
     if is_peft_folder(run):
         return attach_peft(base, run)
-    checkpoint = newest_checkpoint(run)
+    checkpoint = result_checkpoint(run)
     config = read_config(run)
     state = json.loads((checkpoint / "state.json").read_text())
     if wrong := other_trunk(state, trunk_sha256 or parameters_sha256(base)):
@@ -82,15 +82,18 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """Folder of the newest complete checkpoint. Raises UsageError if ``run`` is no run or has none yet."""
+def result_checkpoint(run: Path) -> Path:
+    """Folder of the complete checkpoint that is the run's result: the newest, or its canary's best.
+
+    Raises UsageError if ``run`` is no run or has none yet.
+    """
     if not runfolder.is_run(run):
         raise UsageError(
             f"{run} is neither a run folder ({runfolder.CONFIG} and checkpoints/) nor a PEFT folder (adapter_config.json)"
         )
-    checkpoints = runfolder.committed_checkpoints(run)
-    if not checkpoints:
+    found = runfolder.result_checkpoint(run)
+    if found is None:
         raise UsageError(
             f"run {run} has no complete checkpoint: let it reach one (checkpoint.every), or resume it"
         )
-    return checkpoints[-1]
+    return found

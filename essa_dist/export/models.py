@@ -14,7 +14,7 @@ from essa_dist.backbones.formats.guess import guess_architecture
 from essa_dist.backbones.weights import read_state
 from essa_dist.errors import UsageError
 from essa_dist.export import essa
-from essa_dist.export.attach import attach, newest_checkpoint, read_config
+from essa_dist.export.attach import attach, read_config, result_checkpoint
 
 __all__ = ["base_model", "guess_architecture", "load_model"]
 
@@ -61,7 +61,7 @@ def _base(config: dict[str, Any]) -> Backbone:
 
 
 def _from_run(ref: str, run: Path) -> Backbone:
-    newest_checkpoint(run)  # before seconds of loading
+    result_checkpoint(run)  # before seconds of loading
     return _merged(*attach(_base(read_config(run)), ref))
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from essa_dist.runfolder import CONFIG, EVALUATION, SUMMARY, committed_checkpoints
+from essa_dist.runfolder import CONFIG, EVALUATION, SUMMARY, result_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Record(NamedTuple):
 
     config: dict[str, Any]
     state: dict[str, Any]
-    """state.json of the newest complete checkpoint"""
+    """state.json of the complete checkpoint that is the run's result"""
     summary: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
     """by file name"""
@@ -36,11 +36,11 @@ class Record(NamedTuple):
 
 def read_record(run: Path) -> Record:
     """Read the record of ``run``; a part that is absent or can't be read is empty, and the card says unknown."""
-    checkpoints = committed_checkpoints(run)
+    checkpoint = result_checkpoint(run)
     config = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
     return Record(
         config={str(name): value for name, value in config.items()} if isinstance(config, dict) else {},
-        state=_read_json(checkpoints[-1] / "state.json") if checkpoints else {},
+        state=_read_json(checkpoint / "state.json") if checkpoint else {},
         summary=_read_json(run / SUMMARY),
         evaluations={path.stem: _read_json(path) for path in sorted((run / EVALUATION).glob("*.json"))},
     )
@@ -50,10 +50,10 @@ def adapter_bytes(run: Path, branch: str, plain_buffers: Container[str]) -> int 
     """What an adapter alone takes: the trunk's trained tensors of one branch in fp32, and the adapter's buffers.
 
     ``plain_buffers``: buffers of the trunk without an adapter, which are not counted. None where the
-    newest checkpoint lacks the files.
+    checkpoint lacks the files.
     """
-    checkpoints = committed_checkpoints(run)
-    files = [checkpoints[-1] / f"{name}.safetensors" for name in (branch, "buffers")] if checkpoints else []
+    checkpoint = result_checkpoint(run)
+    files = [checkpoint / f"{name}.safetensors" for name in (branch, "buffers")] if checkpoint else []
     if not files or not all(file.is_file() for file in files):
         return None
     trained, buffers = (_of_trunk(load_file(file)) for file in files)

@@ -4,7 +4,8 @@ Source: DINOv2, arXiv:2304.07193; checked term by term against values of the off
 Shapes: B images, L local crops, N patches of a global crop, M masked patches, C trunk width, K prototypes.
 """
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from pydantic import Field
@@ -14,11 +15,14 @@ from essa_dist.adapters.branches import Branches
 from essa_dist.backbones.vit import Backbone, Features
 from essa_dist.data.batch import Batch
 from essa_dist.heads import DINOHead, HeadConfig
-from essa_dist.losses.centering import CENTERINGS
+from essa_dist.losses.centering import CENTERINGS, column_sums
 from essa_dist.losses.cross_entropy import dino_loss, ibot_loss
 from essa_dist.losses.koleo import koleo_loss
+from essa_dist.objectives.accumulation import Known, TeacherRows, drawing_from
 from essa_dist.objectives.diagnostics import prototype_entropy, rankme, row_entropy
 from essa_dist.settings import Config
+
+Result = TypeVar("Result")
 
 
 class DINOv2Config(Config):
@@ -28,6 +32,8 @@ class DINOv2Config(Config):
     """Weight of the masked-patch cross-entropy; at 0 no patch is masked."""
     koleo_weight: float = Field(0.1, ge=0)
     """Weight of the uniformity term, summed over the two global crops."""
+    koleo_over: Literal["update", "micro_batch"] = "update"
+    """Where neighbours are sought if accumulate > 1: update costs one more pass of the student over the global crops, 15 % of a step."""
     centering: Literal["softmax", "sinkhorn"] = "softmax"
     """How teacher logits become targets: softmax with a running centre, or Sinkhorn-Knopp (wants large batches)."""
     student_temp: float = Field(0.1, gt=0)
@@ -57,26 +63,58 @@ class DINOv2Objective(nn.Module):
             ibot_config = config.ibot_head
             self.ibot_head = DINOHead(backbone.embed_dim, ibot_config)
         self.ibot_targets = centering(ibot_config.prototypes)
+        self._freeze_what_no_loss_reaches()
         self.branches = Branches(self, compute_dtype=compute_dtype)
 
-    def forward(self, batch: Batch, *, teacher_temp: float, diagnose: bool = False) -> dict[str, Tensor]:
+    def _freeze_what_no_loss_reaches(self) -> None:
+        """DDP would wait for its gradients, and weight decay would move it."""
+        if self.config.ibot_weight == 0:
+            self.backbone.mask_token.requires_grad_(False)
+            self.ibot_head = None
+        shared = self.ibot_head is None and self.config.ibot_weight > 0
+        if self.config.dino_weight == 0 and not shared:
+            self.dino_head.requires_grad_(False)
+
+    @property
+    def surveys(self) -> bool:
+        """Whether a micro-batch has to know of the others of its update; see :mod:`.accumulation`."""
+        koleo = self.config.koleo_weight > 0 and self.config.koleo_over == "update"
+        return koleo or self.dino_targets.surveys
+
+    @overload
+    def forward(
+        self, work: Batch, *, teacher_temp: float, known: Known | None = None, diagnose: bool = False
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def forward(self, work: "Callable[[DINOv2Objective], Result]") -> Result: ...
+
+    def forward(self, work: Any, **options: Any) -> Any:
+        """Losses of a batch, or any other ``work(objective)`` that needs tensors.
+
+        Wrappers gather sharded tensors for the time of this call, so whatever computes with one has to come through it.
+        """
+        return self._losses(work, **options) if isinstance(work, Batch) else work(self)
+
+    def _losses(
+        self, batch: Batch, *, teacher_temp: float, known: Known | None = None, diagnose: bool = False
+    ) -> dict[str, Tensor]:
         """Losses of one batch of normalised crops; ``total`` is the one to minimise, the others add up to it.
 
-        Also moves the running centres. With ``diagnose`` the dict gains detached measures of collapse.
+        ``known`` is what :func:`~.accumulation.prepare` found for a micro-batch; its losses are such that their mean
+        over the update is the loss of the update. Running centres wait for :meth:`settle`. With ``diagnose`` the
+        dict gains detached measures of collapse.
         """
-        masks = batch.masks.flatten(0, 1) if self.config.ibot_weight > 0 else None
-        n_images = batch.global_crops.shape[1]
         with self.branches.teacher():
-            teacher = self.backbone(batch.global_crops.flatten(0, 1))
-            dino_targets, ibot_targets = self._targets(teacher, masks, teacher_temp)
+            teacher = (known and known.teacher) or self.teacher_rows(batch)
+            dino_targets, ibot_targets = self._targets(teacher, teacher_temp, known)
 
-        student = self.backbone(batch.global_crops.flatten(0, 1), masks)
-        losses = self._dino(student, batch.local_crops, dino_targets.unflatten(0, (2, n_images)))
-        if masks is not None and ibot_targets is not None:
-            losses["ibot"] = self._ibot(student, masks, ibot_targets)
+        student = self.student_globals(batch, seed=known.seed if known else None)
+        losses = self._dino(student, batch.local_crops, dino_targets.unflatten(0, (2, -1)))
+        if ibot_targets is not None:
+            losses["ibot"] = self._ibot(student, batch.masks.flatten(0, 1), ibot_targets)
         if self.config.koleo_weight > 0:
-            views = student.cls.chunk(2)  # apart: the two views of an image would be each other's neighbours
-            losses["koleo"] = self.config.koleo_weight * (koleo_loss(views[0]) + koleo_loss(views[1]))
+            losses["koleo"] = self.config.koleo_weight * self._koleo(student, known)
         losses["total"] = torch.stack(list(losses.values())).sum()
         if diagnose:
             losses["teacher_entropy"] = row_entropy(dino_targets)
@@ -84,14 +122,45 @@ class DINOv2Objective(nn.Module):
             losses["rankme"] = rankme(teacher.cls)
         return losses
 
-    def _targets(self, teacher: Features, masks: Tensor | None, temp: float) -> tuple[Tensor, Tensor | None]:
-        """Distributions of the teacher: [2 * B, K] of class tokens and [M, K] of the patches the student misses."""
-        dino = self.dino_targets(self.dino_head(teacher.cls), temp=temp)
-        if masks is None:
-            return dino, None
-        return dino, self.ibot_targets(self._patch_head(teacher.patches[masks]), temp=temp)
+    def settle(self, *, applied: bool) -> None:
+        """End an update: move the running centres, or forget its logits where it was not ``applied``. On all processes."""
+        self.dino_targets.settle(applied=applied)
+        self.ibot_targets.settle(applied=applied)
 
-    def _patch_head(self, patches_MC: Tensor) -> Tensor:
+    def teacher_rows(self, batch: Batch) -> TeacherRows:
+        """What the teacher's heads are to see; to be called inside ``branches.teacher()``."""
+        features = self.backbone(batch.global_crops.flatten(0, 1))
+        masked = features.patches[batch.masks.flatten(0, 1)] if self.config.ibot_weight > 0 else None
+        return TeacherRows(features.cls, masked)
+
+    def student_globals(self, batch: Batch, *, seed: int | None) -> Features:
+        """The student on the global crops, with their masks; dropout as ``seed`` says, or by the global state."""
+        masks = batch.masks.flatten(0, 1) if self.config.ibot_weight > 0 else None
+        with drawing_from(seed, batch.global_crops.device):
+            features: Features = self.backbone(batch.global_crops.flatten(0, 1), masks)
+        return features
+
+    def target_columns(self, rows: Sequence[TeacherRows], temp: float) -> tuple[Tensor, Tensor | None]:
+        """Sinkhorn-Knopp's columns [K] over all ``rows``, of class tokens and of patches. Logits are made anew in each
+        iteration: a head's pass costs little beside the trunk's, and K numbers for every row are much to keep.
+        """
+        dino = column_sums(lambda: (self.dino_head(r.cls) for r in rows), temp=temp)
+        if self.config.ibot_weight == 0:
+            return dino, None
+        return dino, column_sums(lambda: (self._patch_head(r.masked) for r in rows), temp=temp)
+
+    def _targets(
+        self, teacher: TeacherRows, temp: float, known: Known | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Distributions of the teacher: [2 * B, K] of class tokens and [M, K] of the patches the student misses."""
+        dino_columns, ibot_columns = (known.dino_columns, known.ibot_columns) if known else (None, None)
+        dino = self.dino_targets(self.dino_head(teacher.cls), temp=temp, columns_K=dino_columns)
+        if teacher.masked is None:
+            return dino, None
+        logits_MK = self._patch_head(teacher.masked)
+        return dino, self.ibot_targets(logits_MK, temp=temp, columns_K=ibot_columns)
+
+    def _patch_head(self, patches_MC: Tensor | None) -> Tensor:
         logits: Tensor = (self.ibot_head or self.dino_head)(patches_MC)
         return logits
 
@@ -114,3 +183,12 @@ class DINOv2Objective(nn.Module):
         logits_MK = self._patch_head(student.patches[masks])
         loss = ibot_loss(logits_MK, targets_MK, weight_M, temp=self.config.student_temp, n_images=len(masks))
         return self.config.ibot_weight * loss
+
+    def _koleo(self, student: Features, known: Known | None) -> Tensor:
+        if known is None or known.koleo is None or known.koleo_gradient is None:
+            views = student.cls.chunk(2)  # apart: the two views of an image would be each other's neighbours
+            return koleo_loss(views[0]) + koleo_loss(views[1])
+        tokens = student.cls.float()
+        # Zero, with the gradient of the whole update; the mean over micro-batches takes the factor back.
+        change = ((tokens - tokens.detach()) * known.koleo_gradient).sum()
+        return known.koleo + known.micro_batches * change

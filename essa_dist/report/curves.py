@@ -56,11 +56,33 @@ COLLAPSE = (
     Panel("RankMe of the features", "effective dimensions", {"rankme": ("RankMe", 1)}),
     Panel("Gradient norm before clipping", "", {"grad_norm": ("norm", 1)}),
 )
+CANARY = (
+    Panel(
+        "k-NN of the teacher's features",
+        "% balanced accuracy",
+        {"canary_knn": ("now", 100), "canary_knn_best": ("best so far", 100)},
+    ),
+    Panel(
+        "RankMe of the teacher's features",
+        "effective dimensions",
+        {"canary_rankme": ("now", 1), "canary_rankme_best": ("best so far", 1)},
+    ),
+)
 SPEED = (
     Panel("Throughput", "images / s", {"img_per_s": ("throughput", 1)}),
     Panel("Time spent waiting for data", "% of the step", {"data_wait": ("wait", 100)}),
-    Panel("Memory", "GiB", {"memory_gib": ("memory", 1)}),
+    Panel("Memory", "GiB", {"memory_gib": ("rank 0, now", 1), "peak_memory_gib": ("highest of any rank", 1)}),
+    Panel(
+        "Time of a step",
+        "s",
+        {"step_s": ("median of ranks", 1), "step_s_min": ("fastest", 1), "step_s_max": ("slowest", 1)},
+    ),
+    Panel("Communication between ranks", "% of the step", {"comm_share": ("under way", 100)}),
+    Panel("Sent by a rank", "MB / step", {"comm_bytes": ("sent", 1e-6)}),
 )
+
+SPARSE = ("rankme", "entropy", "canary", "comm_")
+"""In the names of metrics that are taken every few rows: their points are joined."""
 
 
 def column(rows: Rows, key: str) -> NDArray[np.float64]:
@@ -109,8 +131,9 @@ def _draw_panel(axes: Axes, rows: Rows, panel: Panel, smoothed: bool) -> None:
     steps = column(rows, "step")
     for (colour, dashes), (key, (name, factor)) in zip(SERIES, panel.series.items(), strict=False):
         values = column(rows, key) * factor
-        there = np.isfinite(values) if "rankme" in key or "entropy" in key else np.full(len(values), True)
-        x, y = steps[there], values[there]  # a diagnostic is taken every few steps: join its points
+        sparse = any(name in key for name in SPARSE)
+        there = np.isfinite(values) if sparse else np.full(len(values), True)
+        x, y = steps[there], values[there]
         marker = "o" if np.isfinite(y).sum() <= 30 else None
         if smoothed and len(y) > 50:
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)

@@ -9,7 +9,7 @@ import yaml
 
 from essa_dist.report.bars import draw_bars
 from essa_dist.report.confusion import draw_confusion, has_confusion
-from essa_dist.report.curves import COLLAPSE, LOSSES, SCHEDULES, SPEED, Panel, draw_panels, present
+from essa_dist.report.curves import CANARY, COLLAPSE, LOSSES, SCHEDULES, SPEED, Panel, draw_panels, present
 from essa_dist.report.record import Pair, Record
 from essa_dist.report.section import Details, Missing, Picture, Section
 from essa_dist.report.tables import (
@@ -72,7 +72,16 @@ def curves_section(
 
 
 def training_sections(record: Record, out: Path) -> list[Section]:
+    canary = curves_section(
+        record,
+        "Canary",
+        CANARY,
+        out,
+        "The teacher's features on a fixed set of images, from before the first update on: a run that harms them shows it "
+        "here while there is time to stop it.",
+    )
     return [
+        *([] if canary.missing else [canary]),  # a run that asked for none lacks nothing
         curves_section(
             record,
             "Losses",
@@ -103,7 +112,8 @@ def training_sections(record: Record, out: Path) -> list[Section]:
             "Speed",
             SPEED,
             out,
-            "Images per second over all processes; the share of a step spent waiting for data should be near 0.",
+            "Images per second over all processes; the share of a step spent waiting for data should be near 0. "
+            "Communication is under way beside computing as well as in its place; ranks.jsonl has all ranks' numbers.",
             smoothed=True,
         ),
     ]

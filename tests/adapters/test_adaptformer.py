@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from essa_dist.adapters.adaptformer import AdaptFormer, AdaptFormerConfig
 from essa_dist.backbones import Backbone
+from essa_dist.backbones.recompute import recompute_blocks
 from essa_dist.errors import UsageError
 
 B, N, C, D = 16, 5, 24, 7
@@ -82,7 +83,7 @@ def test_stochastic_depth_drops_the_branch_with_the_mlp(tiny: Any) -> None:
 
 def test_nothing_of_a_recomputed_block_is_kept(tiny: Any) -> None:
     backbone = injected(tiny(VisionTransformer, init_values=0.1))
-    backbone.vit.set_grad_checkpointing(True)
+    recompute_blocks(backbone.vit)
     backbone(torch.randn(B, 3, 16, 16)).cls.square().sum().backward()
     assert [block.bottleneck._branch for block in backbone.vit.blocks] == [None, None]
     copy.deepcopy(backbone)  # refuses tensors that belong to a graph

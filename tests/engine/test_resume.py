@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 
 from essa_dist import adapt
 from essa_dist.engine import checkpoint
+from essa_dist.engine.metrics import MEASURED
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import MARKER, committed_checkpoints
 
-TIMES = {"img_per_s", "data_wait", "memory_gib"}
-"""What a row of metrics measures of the machine, not of the run."""
 DEADLINE_S = 120
 FILES = ("student", "teacher", "buffers", "optimizer")
 
@@ -30,7 +29,7 @@ def end_state(run: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[dict[
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return (
         {name: load_file(last / f"{name}.safetensors") for name in FILES},
-        [{key: value for key, value in row.items() if key not in TIMES} for row in metrics],
+        [{key: value for key, value in row.items() if key not in MEASURED} for row in metrics],
     )
 
 
@@ -131,17 +130,17 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_debris(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapt(None, *recipe, "duration=2")
-    real, calls = checkpoint.save_file, []
+    real, calls = checkpoint.TensorFile.finish, []
 
-    def full(tensors: Any, path: Path) -> None:
-        calls.append(path)
+    def full(self: Any) -> Any:
+        calls.append(self)
         if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(tensors, path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self)
 
     folder = tmp_path / "run" / "checkpoints"
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoint.TensorFile, "finish", full)
+    with pytest.raises(OSError, match=r"No space left.*step_00000002"):
         adapt(None, *recipe, "duration=4", f"out={tmp_path / 'other'}")
     assert list((tmp_path / "other" / "checkpoints").iterdir()) == []
     assert [p.name for p in folder.iterdir()] == ["step_00000002"]

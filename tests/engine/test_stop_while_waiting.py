@@ -16,9 +16,9 @@ STUCK = """
 import sys, time
 from essa_dist.cli.command import main
 from essa_dist.data.storage import LocalShards
-from essa_dist.engine import guard
+from essa_dist.engine import signals
 
-guard.PATIENCE_S = 0.5
+signals.PATIENCE_S = 0.5
 read, reads = LocalShards.read, []
 
 def stuck(self, ranges, uses=None):  # as a server that is down

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from essa_dist.losses.centering import CENTER_MOMENTUM, SoftmaxCentering, sinkhorn_knopp
+from essa_dist.losses.centering import (
+    CENTER_MOMENTUM,
+    SoftmaxCentering,
+    balanced,
+    column_sums,
+    sinkhorn_knopp,
+)
 from essa_dist.losses.cross_entropy import dino_loss, ibot_loss
-from essa_dist.losses.koleo import koleo_loss
+from essa_dist.losses.koleo import koleo_and_gradient, koleo_loss
 
 S, T, B, K, M = 4, 2, 3, 7, 5
 
@@ -70,6 +76,20 @@ def test_koleo_of_equal_features_is_finite_also_in_half_precision() -> None:
     assert x.grad.isfinite().all()
 
 
+def test_images_that_are_the_same_do_not_drown_the_gradient_of_others_in_koleo() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 384)
+    x[1:4] = x[0]
+    x.requires_grad_()
+    loss = koleo_loss(x)
+    loss.backward()
+    assert x.grad is not None
+    assert not x.grad[1:4].any()  # the first may be a neighbour of others
+    assert x.grad.norm(dim=1).max() < 1  # 1 / distance would be 5e6
+    assert x.grad[4:].norm(dim=1).min() > 1e-3
+    assert 0 < loss.item() < 20
+
+
 def test_koleo_of_one_image_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 2, got 1"):
         koleo_loss(torch.randn(1, 8))
@@ -94,11 +114,56 @@ def test_sinkhorn_of_no_rows_is_empty() -> None:
     assert sinkhorn_knopp(torch.zeros(0, K), temp=0.04).shape == (0, K)
 
 
-def test_centering_uses_the_centre_before_this_batch_and_then_moves_it() -> None:
+def test_the_centre_moves_once_an_update_by_the_mean_of_all_rows() -> None:
+    torch.manual_seed(0)
     centering, logits = SoftmaxCentering(K), torch.randn(6, K)
-    targets = centering(logits, temp=0.04)
-    torch.testing.assert_close(targets, torch.softmax(logits / 0.04, dim=-1))
-    torch.testing.assert_close(centering.center, (1 - CENTER_MOMENTUM) * logits.mean(dim=0))
-    kept = centering.center.clone()
+    centering.center += 1
+    for part in (logits[:4], logits[4:]):  # of unequal sizes: rows count, not calls
+        targets = centering(part, temp=0.04)
+        torch.testing.assert_close(targets, torch.softmax((part - 1) / 0.04, dim=-1))
+    centering.settle(applied=True)
+    moved = CENTER_MOMENTUM + (1 - CENTER_MOMENTUM) * logits.mean(dim=0)
+    torch.testing.assert_close(centering.center, moved)
+    centering.settle(applied=True)  # nothing was seen since
+    torch.testing.assert_close(centering.center, moved)
+
+
+def test_the_centre_stays_where_there_was_no_row_or_no_update() -> None:
+    centering = SoftmaxCentering(K)
+    centering.center += 1
     centering(torch.zeros(0, K), temp=0.04)
-    assert torch.equal(centering.center, kept)
+    centering.settle(applied=True)
+    centering(torch.full((2, K), torch.nan), temp=0.04)
+    centering.settle(applied=False)
+    centering(torch.ones(3, K), temp=0.04)
+    centering.settle(applied=True)
+    torch.testing.assert_close(centering.center, torch.ones(K))
+
+
+def sinkhorn_slowly(logits_NK: Tensor, temp: float) -> Tensor:
+    q = (logits_NK.double() / temp).exp()
+    for _ in range(3):
+        q = q / q.sum(dim=0)
+        q = q / q.sum(dim=1, keepdim=True)
+    return q
+
+
+@pytest.mark.parametrize("sizes", [[8], [5, 3], [3, 0, 5]])
+def test_sinkhorn_in_pieces_is_sinkhorn_of_all_rows(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(8, K)
+    columns = column_sums(lambda: logits.split(sizes), temp=0.1)
+    found = torch.cat([balanced(piece, columns, temp=0.1) for piece in logits.split(sizes)])
+    torch.testing.assert_close(found.double(), sinkhorn_slowly(logits, 0.1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_koleo_is_autograds() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(B, K, dtype=torch.float64).float().requires_grad_()
+    loss = koleo_loss(x)
+    loss.backward()
+    with torch.no_grad():
+        found, gradient = koleo_and_gradient(x)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, loss.detach())
+    torch.testing.assert_close(gradient, x.grad)

@@ -157,6 +157,7 @@ def test_golden_gradients(golden: Golden) -> None:
 
 def test_golden_centers(golden: Golden) -> None:
     golden.losses()
+    golden.objective.settle(applied=True)
     ours = {
         key.split("_")[0]: t for key, t in golden.objective.named_buffers() if key.endswith("targets.center")
     }

@@ -1,0 +1,90 @@
+"""FSDP2: every tensor, frozen ones too, is spread over the ranks along its first dimension."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from essa_dist.distributed.collectives import rank
+from essa_dist.distributed.strategies.clipping import Clipping, local
+from essa_dist.distributed.strategies.interface import Part
+from essa_dist.distributed.strategies.moments import moments
+from essa_dist.distributed.strategies.replicated import Replicated, whole
+from essa_dist.objectives import DINOv2Objective
+
+
+class FSDP2(Replicated):
+    """``fsdp2``: updates and EMA work on local shards and need no communication."""
+
+    sharded = True
+
+    def prepare(
+        self,
+        objective: DINOv2Objective,
+        optimizer: torch.optim.Optimizer,
+        clipping: Clipping,
+        *,
+        micro_batch: int,
+    ) -> None:
+        self.objective, self.clipping = objective, clipping
+        blocks = {type(block).__name__ for block in objective.backbone.vit.blocks}
+        # What Accelerate shards one by one, where its own configuration names nothing.
+        objective._no_split_modules = sorted(blocks | {"DINOHead"})  # type: ignore[assignment]
+        root, prepared = self.accelerator.prepare(objective, optimizer)
+        # Accelerate lets the root keep its gathered tensors after the forward pass. The teacher's have no gradient, so
+        # nothing would drop them in the backward pass: all later passes would see the teacher as it was at first.
+        root.set_reshard_after_forward(True)
+        self.model, self.optimizer = root, prepared.optimizer
+        objective.branches.attach()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        return (
+            nullcontext()
+        )  # summed over ranks each time: whole gradients would take the memory that was saved
+
+    def parts(self) -> Iterator[Part]:
+        branches = self.objective.branches
+        for name, parameter in branches.students.items():
+            yield shard(f"student/{name}", parameter, parameter)
+            for kind, moment in moments(self.optimizer, parameter):
+                if moment.ndim or not parameter.ndim:
+                    yield shard(f"optimizer/{name}/{kind}", moment, parameter)
+                elif rank() == 0:  # the step: a number, alike everywhere
+                    yield whole(f"optimizer/{name}/{kind}", local(moment))
+        for name, parameter in branches.teachers.items():
+            yield shard(f"teacher/{name}", parameter, parameter)
+        if rank() == 0:
+            for name, buffer in self.objective.named_buffers():
+                yield whole(f"buffers/{name}", buffer)
+
+    def own(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        assert isinstance(parameter, DTensor)
+        if whole.ndim != parameter.ndim:
+            return whole.to(parameter.device)
+        start, stop = rows(parameter)
+        mine = whole[start:stop].to(parameter.device)
+        return DTensor.from_local(
+            mine,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+
+def rows(parameter: DTensor) -> tuple[int, int]:
+    """First and last row, exclusive, of the first dimension that this rank holds."""
+    size = -(-parameter.shape[0] // parameter.device_mesh.size())
+    start = min(rank() * size, parameter.shape[0])
+    return start, start + parameter.to_local().shape[0]
+
+
+def shard(name: str, tensor: Tensor, parameter: Tensor) -> Part:
+    """This rank's rows of ``tensor``, which is laid out as ``parameter``."""
+    assert isinstance(parameter, DTensor)
+    start, _ = rows(parameter)
+    per_row = parameter.numel() // max(1, parameter.shape[0])
+    return Part(name, parameter.shape, start * per_row, local(tensor).detach().flatten())

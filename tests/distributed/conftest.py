@@ -1,0 +1,5 @@
+"""The same few images as the engine's tests train on."""
+
+from tests.engine.conftest import packed
+
+__all__ = ["packed"]

@@ -1,0 +1,154 @@
+"""However a run is spread, it is the same run: equal losses, equal student, teacher and moments after 20 updates.
+
+The reference is one process with one batch. Every run goes through whole tensors and back in the middle, as a
+checkpoint does, and its parts must cover every tensor exactly once.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.distributed.launching import accelerate, run
+
+log = logging.getLogger(__name__)
+
+STEPS_OF = str(Path(__file__).with_name("steps_of.py"))
+N_STEPS = 20
+WARM = ["schedule.head_warmup=3", "schedule.freeze_last_layer=5"]
+RUNS = {
+    "full": ["adapter=full", "optim.weight_decay=0.05"],
+    "apla": ["adapter=apla", "optim.clip_over=module", "optim.clip=0.5", *WARM],
+    "lora": ["adapter={kind: lora, dropout: 0}", "objective.centering=sinkhorn", *WARM],
+    "bitfit": ["adapter=bitfit", "objective.ibot_head={prototypes: 16, hidden: 16, bottleneck: 8}"],
+    "vpt": ["adapter=vpt", "optim.clip=0.5"],
+}
+TOLERANCE = {"loss": 1e-4, "student": 1e-3, "teacher": 1e-3, "buffers": 1e-4, "optimizer": 2e-2, "first": 0.0}
+"""Largest relative error (norm of the difference by the norm) of a tensor in fp32. Sums in another order differ by
+1e-7; AdamW divides by the root of the second moment, so that tensors whose gradients are nearly zero amplify it."""
+
+
+@pytest.fixture(scope="module")
+def recipe(packed: str) -> list[str]:
+    return [
+        "out=unused",
+        f"data.train={packed}",
+        "duration=40",
+        "batch_size=4",
+        "precision=fp32",
+        "device=cpu",
+        "backbone.name=test_vit",
+        "backbone.weights=random",
+        "objective.head={prototypes: 32, hidden: 16, bottleneck: 8}",
+        "data.crops={policy: medical, global_size: 48, local_size: 32, n_local: 2}",
+        "data.workers=0",
+        "optim.lr=1e-3",
+    ]
+
+
+def tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, file.metadata()
+
+
+def relative_errors(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> dict[str, tuple[float, str]]:
+    """By kind of tensor, the largest relative error, and whose it is."""
+    assert found.keys() == expected.keys()
+    worst: dict[str, tuple[float, str]] = {}
+    for name, right in expected.items():
+        when, _, rest = name.partition(":")
+        kind = when if when != "last" else rest.partition("/")[0]
+        error = (found[name].double() - right.double()).norm() / right.double().norm().clamp_min(1e-12)
+        assert torch.isfinite(error), name
+        if kind == "optimizer" and name.endswith("/step"):
+            assert error == 0, name
+        worst[kind] = max(worst.get(kind, (0.0, name)), (float(error), name))
+    return worst
+
+
+Outcome = dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def outcome(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """Result of every run under a launcher config, once a module."""
+
+    def compute(config: str, processes: int, *extra: str, names: Iterable[str] = RUNS) -> Outcome:
+        folder = tmp_path_factory.mktemp(config)
+        runs = {name: [*recipe, *RUNS[name], *extra] for name in names}
+        launcher = accelerate(config, processes) if processes > 1 else [sys.executable]
+        ended = run([*launcher, STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)], timeout=240)
+        assert ended.exit_code == 0, ended.stderr[-4000:]
+        return {name: tensors(folder / f"{name}.safetensors") for name in names}
+
+    return compute
+
+
+@pytest.fixture(scope="module")
+def reference(outcome: Callable[..., Outcome]) -> Outcome:
+    return outcome("single", 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "processes", "extra"),
+    [
+        ("ddp", 2, []),
+        ("zero1", 2, []),
+        ("zero2", 2, []),
+        ("zero3", 2, []),
+        ("fsdp2", 2, []),
+        ("single", 1, ["accumulate=2"]),
+        ("ddp", 2, ["accumulate=2"]),
+        ("zero2", 2, ["accumulate=2"]),
+        ("zero3", 2, ["accumulate=2", "backbone.checkpoint_activations=true"]),
+        ("fsdp2", 2, ["accumulate=2", "backbone.checkpoint_activations=true"]),
+    ],
+    ids=lambda value: "+".join(v.split(".")[-1] for v in value) if isinstance(value, list) else str(value),
+)
+def test_a_run_is_the_same_however_it_is_spread(
+    config: str, processes: int, extra: list[str], outcome: Callable[..., Outcome], reference: Outcome
+) -> None:
+    for name, (found, meta) in outcome(config, processes, *extra).items():
+        assert (meta["strategy"], meta["ranks"]) == (config, str(processes))
+        check(found, reference[name][0], " ".join([config, *extra, name]))
+
+
+def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> None:
+    worst = relative_errors(found, expected)
+    log.info("%s %s", what, {kind: f"{error:.1e}" for kind, (error, _) in worst.items()})
+    for kind, (error, tensor) in worst.items():
+        assert error <= TOLERANCE[kind], f"{what}: {tensor} differs by {error:.1e}"
+
+
+@pytest.mark.parametrize("config", ["zero2_offload", "zero3_offload"])
+def test_offloading_changes_nothing(config: str, outcome: Callable[..., Outcome], reference: Outcome) -> None:
+    for name, (found, meta) in outcome(config, 2, names=["apla", "bitfit"]).items():
+        assert meta["strategy"] == config
+        check(found, reference[name][0], f"{config} {name}")
+
+
+def test_fp16_leaves_out_the_same_overflowing_updates_everywhere(outcome: Callable[..., Outcome]) -> None:
+    def compute(config: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        return outcome(config, 2, "precision=fp16", names=["apla"])["apla"]
+
+    right, about_it = compute(
+        "ddp"
+    )  # not one process, whose gradients overflow elsewhere: it averages more at once
+    taken = torch.isfinite(right["loss:grad_norm"])
+    assert 0 < taken.sum() < N_STEPS  # the scale starts too high for this model, and comes down
+    assert float(about_it["loss_scale"]) == 2.0 ** (16 - int((~taken).sum()))
+    for config in ("zero2", "zero3_offload", "fsdp2"):
+        found, meta = compute(config)
+        assert meta["loss_scale"] == about_it["loss_scale"]
+        assert torch.equal(torch.isfinite(found["loss:grad_norm"]), taken)
+        for name in right:
+            if name.startswith(("last:student", "last:teacher")):
+                torch.testing.assert_close(found[name], right[name], rtol=0.02, atol=2e-3)

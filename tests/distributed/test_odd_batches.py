@@ -1,0 +1,70 @@
+"""Ranks whose batches lack something make the same calls as the others, and the run is that of one process.
+
+A rank or a micro-batch without any masked patch, losses without weight, no local crops. A rank that left out a layer would
+be waited for: by DDP in its backward pass, by ZeRO-3 and FSDP2 when they gather that layer's tensors.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.launching import accelerate, run
+
+STEPS_OF = str(Path(__file__).with_name("steps_of.py"))
+N_STEPS = 2
+OWN = "objective.ibot_head={prototypes: 16, hidden: 16, bottleneck: 8}"
+RUNS = {
+    "one_masked_crop": ["adapter=full", OWN, "data.masks.probability=0.125"],
+    "no_ibot_no_local_crops": ["adapter=full", OWN, "objective.ibot_weight=0", "data.crops.n_local=0"],
+    "no_dino": ["adapter=bitfit", OWN, "objective.dino_weight=0", "objective.centering=sinkhorn"],
+}
+SPREAD = ["accumulate=2", "backbone.checkpoint_activations=true"]
+
+
+def outcome(
+    packed: str, folder: Path, config: str, processes: int, *extra: str
+) -> dict[str, dict[str, torch.Tensor]]:
+    recipe = [
+        "out=unused",
+        f"data.train={packed}",
+        "duration=40",
+        "batch_size=4",
+        "precision=fp32",
+        "device=cpu",
+        "backbone.name=test_vit",
+        "backbone.weights=random",
+        "objective.head={prototypes: 32, hidden: 16, bottleneck: 8}",
+        "data.crops={policy: medical, global_size: 48, local_size: 32, n_local: 2}",
+        "data.workers=0",
+        "optim.lr=1e-3",
+        *extra,
+    ]
+    folder.mkdir()
+    runs = {name: [*recipe, *words] for name, words in RUNS.items()}
+    launcher = accelerate(config, processes) if processes > 1 else [sys.executable]
+    ended = run([*launcher, STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)], timeout=280)
+    assert ended.exit_code == 0, ended.stderr[-4000:]
+    return {name: load_file(folder / f"{name}.safetensors") for name in RUNS}
+
+
+@pytest.fixture(scope="module")
+def reference(packed: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    return outcome(packed, tmp_path_factory.mktemp("one") / "runs", "single", 1)
+
+
+@pytest.mark.parametrize("config", ["ddp", "zero3", "fsdp2"])
+def test_ranks_whose_batches_lack_something_keep_step(
+    config: str, packed: str, tmp_path: Path, reference: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    found = outcome(packed, tmp_path / "runs", config, 2, *SPREAD)
+    for name, expected in reference.items():
+        for key, right in expected.items():
+            if key.startswith(("loss:", "last:student", "last:buffers")):
+                error = (found[name][key].double() - right.double()).norm() / right.double().norm().clamp_min(
+                    1e-12
+                )
+                assert error < (1e-4 if key.startswith("loss:") else 1e-3), f"{name} {key}: {error:.1e}"

@@ -1,0 +1,268 @@
+"""The canary tells how good the teacher's features are, changes nothing of the run, and keeps what was best."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from essa_dist import adapt, pack
+from essa_dist.data.shards import open_packed
+from essa_dist.engine.canary import Canary, CanaryConfig, Probe, halves
+from essa_dist.engine.metrics import MEASURED
+from essa_dist.errors import UsageError
+from essa_dist.export.models import load_model
+from essa_dist.runfolder import best_checkpoint, committed_checkpoints
+from tests.distributed.launching import accelerate, run, torchrun
+
+SIZE = 48
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """37 images of three classes that differ little, so that k-NN errs."""
+    root, rng = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    for i in range(37):
+        label = i % 3
+        pixels = rng.integers(0, 256, (5, 5, 3))
+        pixels[..., label] = np.clip(pixels[..., label] + 40, 0, 255)
+        folder = root / "images" / "abc"[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        big = Image.fromarray(pixels.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        big.save(folder / f"{i:02d}.png")
+    pack(str(root / "images"), out=str(root / "packed"))
+    return str(root / "packed")
+
+
+def probe(ref: str, **settings: Any) -> Probe:
+    config = CanaryConfig(every=1, **{"k": 3, **settings})
+    return Probe(open_packed(ref), config, image_size=SIZE)
+
+
+def colours(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float().mean(dim=(2, 3)) - 127
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]
+
+
+@pytest.fixture
+def canary(labelled: str) -> list[str]:
+    return [f"canary.data={labelled}", "canary.every=2", "canary.k=3", "log_every=3"]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Values that the looks of a run find, one after the other; to be filled by the test."""
+    values: list[float] = []
+    coming: Iterator[float] = (values[i] for i in range(99))
+    monkeypatch.setattr(Probe, "value", lambda self, embed: next(coming))
+    return values
+
+
+def test_the_value_is_that_of_a_slow_nearest_neighbour_search(labelled: str) -> None:
+    of = probe(labelled)
+    assert of.labels is not None
+    features = torch.nn.functional.normalize(colours(of.pixels), dim=1).double().numpy()
+    right: dict[int, list[bool]] = {}
+    for i, label in enumerate(of.labels):
+        near = sorted(
+            (j for j in range(of.size) if of.half[j] != of.half[i]), key=lambda j: -features[i] @ features[j]
+        )
+        votes = np.zeros(3)
+        for j in near[: of.k]:
+            votes[of.labels[j]] += np.exp(features[i] @ features[j] / 0.07)
+        right.setdefault(int(label), []).append(votes.argmax() == label)
+    value = of.value(colours)
+    assert value == pytest.approx(np.mean([np.mean(hits) for hits in right.values()]))
+    assert 0.4 < value < 1
+
+
+def test_halves_keep_patients_together_and_classes_even() -> None:
+    rng = np.random.default_rng(0)
+    patients = np.sort(rng.integers(0, 60, 300)).astype(np.int32)
+    labels = patients % 3
+    half = halves(labels, patients)
+    assert all(len(set(half[patients == p])) == 1 for p in set(patients))
+    for label in range(3):
+        assert abs(half[labels == label].mean() - 0.5) < 0.1
+    alone = halves(labels, None)
+    assert all(abs(int((alone[labels == x] * 2 - 1).sum())) <= 1 for x in range(3))
+
+
+def test_without_labels_the_canary_is_the_rank_of_the_features(
+    packed: str, recipe: list[str], tmp_path: Path
+) -> None:
+    of = probe(packed)
+    singular = np.linalg.svd(colours(of.pixels).numpy().astype(np.float64), compute_uv=False)
+    share = singular / singular.sum()
+    assert of.value(colours) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+    adapt(None, *recipe, "canary.every=4", "log_every=6")
+    assert [row["step"] for row in rows(tmp_path / "run") if "canary_rankme" in row] == [0, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("canary.k=19", r"canary\.k=19 is more than the 1\d images .* at most 1\d"),
+        ("canary.data=nowhere", "nowhere"),
+        ("canary.images=3", "images"),
+    ],
+)
+def test_a_canary_that_can_not_be_asked_is_refused_before_the_run(
+    recipe: list[str], canary: list[str], tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(Exception, match=message) as error:
+        adapt(None, *recipe, *canary, override)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_of_one_class_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "images" / "same").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / "same" / f"{name}.png")
+    pack(str(tmp_path / "images"), out=str(tmp_path / "packed"))
+    with pytest.raises(UsageError, match="one class only"):
+        probe(str(tmp_path / "packed"))
+
+
+def test_the_canary_changes_nothing_of_the_run(recipe: list[str], canary: list[str], tmp_path: Path) -> None:
+    adapt(None, *recipe, "backbone.drop_path=0.2")
+    adapt(None, *recipe, *canary, "backbone.drop_path=0.2", f"out={tmp_path / 'watched'}")
+    plain, watched = (
+        committed_checkpoints(tmp_path / "run")[-1],
+        committed_checkpoints(tmp_path / "watched")[-1],
+    )
+    for name in ("student", "teacher", "optimizer", "buffers"):
+        ours, theirs = load_file(plain / f"{name}.safetensors"), load_file(watched / f"{name}.safetensors")
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
+
+
+def test_a_resumed_canary_goes_on_exactly(recipe: list[str], canary: list[str], tmp_path: Path) -> None:
+    words = [*recipe, *canary, "checkpoint.every=3", "checkpoint.keep=9"]
+    adapt(None, *words)
+    straight, state = (
+        rows(tmp_path / "run"),
+        (tmp_path / "run" / "checkpoints" / "step_00000006" / "state.json"),
+    )
+    before = json.loads(state.read_text())["canary"]
+    shutil.rmtree(state.parent)
+    adapt(None, *words, "resume=true")
+    assert rows(tmp_path / "run") == straight
+    assert json.loads(state.read_text())["canary"] == before
+    assert [row["step"] for row in straight] == [0, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_ranks_together_see_what_one_process_sees(
+    recipe: list[str], canary: list[str], tmp_path: Path, strategy: str
+) -> None:
+    words = [*recipe, *canary, "optim.lr=1e-3", "duration=4"]
+    adapt(None, *words)
+    launcher = torchrun(2) if strategy == "ddp" else accelerate(strategy, 2)
+    ended = run([*launcher, "-m", "essa_dist", "adapt", *words, f"out={tmp_path / 'two'}"], timeout=180)
+    assert ended.exit_code == 0, ended.stderr
+    assert f"{strategy} on 2 x cpu" in ended.stderr
+    one, two = ([row.get("canary_knn") for row in rows(tmp_path / name)] for name in ("run", "two"))
+    assert one == two
+    ranks = [json.loads(line) for line in (tmp_path / "two" / "ranks.jsonl").read_text().splitlines()]
+    assert all(len(row["step_s"]) == 2 for row in ranks)
+    measured = next(row for row in ranks if "comm_bytes" in row)
+    student = load_file(committed_checkpoints(tmp_path / "two")[-1] / "student.safetensors")
+    gradients = 4 * sum(tensor.numel() for tensor in student.values())
+    at_most = 1.1 if strategy == "ddp" else 50  # ZeRO-3 gathers every tensor before each use
+    assert all(gradients <= sent <= at_most * gradients for sent in measured["comm_bytes"])
+    assert all(0 < t < s for t, s in zip(measured["comm_s"], measured["comm_step_s"], strict=True))
+
+
+def look(canary: Canary, values: list[float], monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    reasons = []
+    for step, value in enumerate(values):
+        monkeypatch.setattr(canary.probe, "value", lambda embed, value=value: value)
+        canary.look(step, colours)
+        reasons.append(canary.reason_to_stop())
+    return reasons
+
+
+def test_it_stops_at_a_drop_below_the_start(labelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = Canary(CanaryConfig(every=1, max_drop=0.1), probe(labelled))
+    reasons = look(of, [0.8, 0.9, 0.73, 0.71], monkeypatch)
+    assert reasons[:3] == [None] * 3
+    assert "fell from 80.0 % to 71.0 %" in str(reasons[3])
+
+
+def test_it_stops_after_looks_without_a_new_best(labelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = Canary(CanaryConfig(every=1, stop_after=2), probe(labelled))
+    reasons = look(of, [0.5, 0.6, 0.6, 0.7, 0.7, 0.69], monkeypatch)
+    assert reasons[:5] == [None] * 5
+    assert "70.0 % after step 3" in str(reasons[5])
+    watching = Canary(CanaryConfig(every=1), probe(labelled))
+    assert look(watching, [0.9, 0.1, 0.1, 0.1], monkeypatch) == [None] * 4
+
+
+def test_values_of_another_probe_are_not_compared(labelled: str, caplog: pytest.LogCaptureFixture) -> None:
+    before, now = Canary(CanaryConfig(), probe(labelled)), Canary(CanaryConfig(), probe(labelled, images=30))
+    before.look(4, colours)
+    with caplog.at_level(logging.WARNING):
+        now.load(before.state())
+    assert now.best is None
+    assert "start anew" in caplog.text
+
+
+def test_a_stopped_run_ends_well_with_its_checkpoint(
+    recipe: list[str],
+    canary: list[str],
+    scripted: list[float],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scripted += [0.8, 0.9, 0.2]
+    with caplog.at_level(logging.WARNING):
+        result = adapt(None, *recipe, *canary, "canary.max_drop=0.5")
+    assert (result["step"], Path(result["checkpoint"]).name) == (4, "step_00000004")
+    assert "the canary stops the run after step 4 of 6" in caplog.text
+    assert rows(tmp_path / "run")[-1]["step"] == 4
+    scripted += [0.2, 0.3]
+    assert adapt(None, *recipe, *canary, "resume=true")["step"] == 6  # the rule was taken away
+
+
+def test_rollback_keeps_the_best_and_gives_it_to_evaluation_and_export(
+    recipe: list[str], canary: list[str], scripted: list[float], tmp_path: Path
+) -> None:
+    scripted += [0.5, 0.9, 0.8, 0.7]
+    folder = tmp_path / "run"
+    words = [*recipe, *canary, "canary.rollback=true", "checkpoint.keep=1", "checkpoint.every=3"]
+    result = adapt(None, *words)
+    assert [c.name for c in committed_checkpoints(folder)] == ["step_00000002", "step_00000006"]
+    best = folder / "checkpoints" / "step_00000002"
+    assert (best_checkpoint(folder), result["checkpoint"]) == (best, str(best))
+    teacher, saved = load_model(str(folder)), load_file(best / "teacher.safetensors")
+    trunk = {name.removeprefix("backbone."): t for name, t in saved.items() if name.startswith("backbone.")}
+    assert all(torch.equal(p, trunk[name]) for name, p in teacher.named_parameters() if name in trunk)
+    assert adapt(None, *words, "resume=true")["step"] == 6  # from the newest: nothing is left to do
+    scripted += [0.7]
+    adapt(None, *words, "resume=true", "canary.rollback=false")
+    assert best_checkpoint(folder) is None
+
+
+def test_where_nothing_was_better_the_frozen_model_is_the_result(
+    recipe: list[str], canary: list[str], scripted: list[float], tmp_path: Path
+) -> None:
+    scripted += [0.9, 0.8, 0.7, 0.6]
+    result = adapt(None, *recipe, *canary, "canary.rollback=true")
+    assert Path(result["checkpoint"]).name == "step_00000000"
+    student, teacher = (
+        load_file(Path(result["checkpoint"]) / f"{n}.safetensors") for n in ("student", "teacher")
+    )
+    assert all(torch.equal(t, teacher[name]) for name, t in student.items())
