@@ -40,7 +40,8 @@ class Work(Generic[Item]):
         """A pass from the start; ends one that is under way. DataError where a worker was killed."""
         self.close()
         _check_socket_paths()
-        get_temp_dir()  # one that this process removes: a worker that is killed leaves its sockets in it
+        if self._loader.num_workers:
+            get_temp_dir()  # one that this process removes: a worker that is killed leaves its sockets in it
         with _signals_held():
             running = self._running = iter(self._loader)
         # Before multiprocessing's own hook, which would wait for the workers for ever.

@@ -15,7 +15,7 @@ def join_anew(backend: str, timeout: timedelta | None) -> None:
     addresses of ranks that are dead: whoever is quicker than the others would try to reach them until gloo gives up.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt in ("", "0") or dist.is_initialized():
+    if attempt in ("", "0") or "RANK" not in os.environ or dist.is_initialized():
         return
     store, rank, ranks = next(rendezvous("env://"))
     own = PrefixStore(f"start_{attempt}", store)

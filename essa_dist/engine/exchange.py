@@ -53,8 +53,6 @@ class Exchange:
         """The newest of every rank that was heard of."""
         self.rounds = 0
         """Times that the store has answered, or did not have to."""
-        self.claimed = False
-        """Whether a rank says the verdict."""
         self._beat, self._curious = beat, curious
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -99,7 +97,6 @@ class Exchange:
         known = [r for r in range(self.ranks) if r in self.others or self.store.check([_key(r)])]
         beats = map(Beat.from_json, self.store.multi_get([_key(r) for r in known]))
         self.others = dict(zip(known, beats, strict=True))
-        self.claimed = self.store.check(["essa/verdict"])
 
     def _send(self, number: int) -> None:
         self.store.set(_key(self.rank), self._beat(number).to_json())

@@ -5,6 +5,7 @@ its own part and one message. Training waits only where the copy is not made whe
 forward and a backward pass after the save began; buffers, which a forward pass may change, are copied at once.
 """
 
+import copy
 import logging
 import threading
 import time
@@ -133,9 +134,9 @@ class Saver:
                 self.done[-1].seconds,
                 self.done[-1].bytes / 1e9,
             )
-        device = self.strategy.accelerator.device
+        state = copy.deepcopy(dict(state))
         reserved = self._staging.reserve(self.strategy.parts())
-        copying = Copying(device)
+        copying = Copying(self.strategy.accelerator.device)
         copying.run(one for one in reserved if _is_buffer(one[0]))
         self._copied.clear()
         self._saving = saved

@@ -36,7 +36,7 @@ class StopSignals:
     """What has been received; see the module's text. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self._number: int | None = None
         self._interrupt: Callable[[], Exception] | None = self._before_training
         self._patience = 0.0
         self._at = 0.0
@@ -46,6 +46,14 @@ class StopSignals:
         )  # a signal handler may write to it, whatever it interrupts
         self._thread = threading.Thread(target=self._insist, name="stop signals", daemon=True)
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    @property
+    def received(self) -> str | None:
+        """What stops the run, in words, if anything does."""
+        if self._number is None:
+            return None
+        # Asked now: when the signal came, threads of a launcher that was killed may still have been dying.
+        return "the death of its launcher" if self._orphaned() else signal.Signals(self._number).name
 
     def remember(self) -> None:
         """Training begins: from now on a signal waits until the loop asks for it."""
@@ -89,9 +97,8 @@ class StopSignals:
         if os.getpid() != self._process:
             return  # a forked worker that has not chosen its own handlers yet
         now = time.monotonic()
-        if self.received is None:
-            self._at = now
-            self.received = "the death of its launcher" if self._orphaned() else signal.Signals(number).name
+        if self._number is None:
+            self._at, self._number = now, number
             self._news.put(True)
         elif number == signal.SIGINT and now - self._at > AGAIN_S:
             raise KeyboardInterrupt

@@ -147,8 +147,6 @@ class Watchdog:
                     silent[rank] = (beat.number, seconds + passed_s if beat.number == number else 0.0)
                 others = {rank: exchange.others.get(rank) for rank in range(exchange.ranks)}
                 heard = {r: Heard(beat, silent.get(r, (0, 0.0))[1]) for r, beat in others.items()} | heard
-            if exchange and exchange.claimed:
-                return self._finish("")
             if self._stuck_s < self.allowed_s:
                 continue
             if unanswered_s >= self.silence_s:
@@ -181,8 +179,8 @@ class Watchdog:
                 faulthandler.dump_traceback(file)
 
     def _say(self, text: str) -> None:
-        if not text or (self._exchange and not self._exchange.claim()):
-            return
+        if self._exchange and not self._exchange.claim():
+            return  # another rank says it
         stacks = f"Stacks are in {self.run / FOLDER}; " if self._first is not None else ""
         setting = "start_timeout_s" if self.allowed_s > self.config.timeout_s else "timeout_s"
         log.error(

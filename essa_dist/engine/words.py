@@ -46,7 +46,8 @@ def summary(training: Training, checkpoint: Path, *, seconds: float, images: int
         "trunk_parameters": training.trunk_parameters,
         "head_parameters": training.trained.heads,
         "checkpoint": str(checkpoint),
-        "checkpoint_bytes": sum(file.stat().st_size for file in checkpoint.iterdir()),
+        # Only rank 0 needs the folder; on other machines it may not be there.
+        "checkpoint_bytes": sum(file.stat().st_size for file in checkpoint.glob("*")),
         "seconds": round(seconds, 1),
         "img_per_s": round(images / seconds, 2) if images else None,
         "memory_gib": round(memory_gib(), 3),

@@ -107,8 +107,14 @@ def test_a_folder_without_a_checkpoint_is_a_new_run(run: Path) -> None:
 def test_training_may_go_on_changing_its_tensors_while_they_are_written(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, real = threading.Event(), checkpoint.write
+    go, real, copy = threading.Event(), checkpoint.write, saver.Copying.run
     monkeypatch.setattr(checkpoint, "write", lambda *a: go.wait(20) and real(*a))
+
+    def slowly(self: Any, reserved: Any) -> None:
+        time.sleep(0.3 if threading.current_thread().name == "save" else 0)
+        copy(self, reserved)
+
+    monkeypatch.setattr(saver.Copying, "run", slowly)
     wholes, before = tensors(), tensors()
 
     def work(channel: ThreadChannel) -> None:
@@ -119,8 +125,9 @@ def test_training_may_go_on_changing_its_tensors_while_they_are_written(
             for whole in wholes.values():
                 whole.zero_()
             go.set()
+        assert saves.done[0].pause_s > 0.2  # a wait for the copy counts
 
-    on_ranks(1, work)
+    assert on_ranks(1, work) == [None]
     assert_same(saved(committed_checkpoints(run)[0]), before)
 
 

@@ -7,6 +7,7 @@ AssertionError where the run did not do what was promised.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -86,7 +87,8 @@ class Drill:
         """
         temporary, marks = run.with_suffix(".tmp"), run.with_suffix(".marks")
         for folder in (temporary, marks):
-            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier start
+            folder.mkdir(parents=True)
         words = ["adapt", *self.words, f"out={run}", "resume=true", *more]
         entry = ["-m", "essa_dist", *words]
         if place is not None:
@@ -283,11 +285,12 @@ def stopped_by_signal(
         going.signal_all(number)
         ends = going.end(STOP_S)
         seconds = time.monotonic() - begin
-    assert [ended.exit_code for ended in ends] == [75] * len(ends), going.said()
+    codes = [ended.exit_code for ended in ends]
+    assert codes == [75] * len(ends), f"{place}: {codes}\n{going.said()}"
     assert len(told(ends)) == 1, going.said()
     assert "go on with resume=true" in told(ends)[0]
     assert "Traceback" not in going.said()
-    if place in ("step", "evaluation", "save"):
+    if place in ("step", "evaluation", "save", "first save"):
         assert last_checkpoint(run) == last_step(run) > 0
     else:
         assert committed_checkpoints(run) == before

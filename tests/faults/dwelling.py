@@ -3,7 +3,7 @@
 usage: python tests/faults/dwelling.py PLACE SECONDS FOLDER WORD...
 
 Whoever gets to PLACE leaves a file in FOLDER, named by its rank, and stays for SECONDS; the words are those of the
-``essa`` command. Of places that a run passes often it is the third time, and in a run that resumes none.
+``essa`` command.
 """
 
 import os
@@ -22,6 +22,7 @@ PLACES = {
     "first batch": ("essa_dist.data.loader:CropLoader", "batches", 1),
     "step": ("essa_dist.objectives:DINOv2Objective", "forward", 3),
     "evaluation": ("essa_dist.engine.canary:Canary", "look", 2),
+    "first save": ("essa_dist.engine.checkpoint", "write", 1),
     "save": ("essa_dist.engine.checkpoint", "write", 2),
 }
 """Where the function is that is entered there, and at which call."""

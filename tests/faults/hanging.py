@@ -1,12 +1,13 @@
 """More drills for ``benchmarks/drills.py``: ranks that hang, numbers that are not finite, disks, a second job.
 
-Each returns the seconds from the fault to the end of all processes, and those of a new start to its first update, which
-then goes on as if nothing had been. AssertionError where a promise is broken.
+Each befalls the run in a folder and returns the seconds from the fault to the end of all processes; a new start must then
+go on as if nothing had been. AssertionError where a promise is broken.
 """
 
 import random
 import signal
 import time
+from pathlib import Path
 
 from essa_dist.runfolder import committed_checkpoints
 from tests.faults.drilling import START_S, STOP_S, Drill, Started, told
@@ -28,13 +29,12 @@ def _timeouts(first_s: float = START_S) -> list[str]:
     return [f"guard.timeout_s={TIMEOUT_S}", f"guard.start_timeout_s={first_s}"]
 
 
-def stopped_process(drill: Drill, rng: random.Random) -> tuple[float, float]:
+def stopped_process(drill: Drill, run: Path, rng: random.Random) -> float:
     """``kill -STOP`` of a random rank at a random step: named, all ended, and nothing left by the launcher."""
     assert drill.launcher is not None
-    run = drill.new_run()
     # Torchrun kills the whole process group of a rank, so that its workers can't remove what they keep in TMPDIR.
     with drill.started(run, *_timeouts(), "data.workers=0") as going:
-        going.wait_for_step(rng.randint(2, 12))
+        going.wait_for_steps(rng.randint(2, 12))
         rank = rng.randrange(drill.ranks)
         begin = time.monotonic()
         going.rank_processes()[rank].send_signal(signal.SIGSTOP)
@@ -44,15 +44,15 @@ def stopped_process(drill: Drill, rng: random.Random) -> tuple[float, float]:
     said = _verdict(going)
     assert f"rank {rank} (" in said, said
     assert "is frozen or its host is gone" in said, said
-    return seconds, drill.finish(run)
+    return seconds
 
 
-def hung(drill: Drill, rng: random.Random, *, fault: str, place: str) -> tuple[float, float]:
+def hung(drill: Drill, run: Path, rng: random.Random, *, fault: str, place: str) -> float:
     """A random rank, or where it saves the first, hangs at a random step in ``place``; named with it, and all ended."""
-    run, step = drill.new_run(), rng.randint(3, 12)
+    step = rng.randint(3, 12)
     rank = 0 if fault == "save-hangs" else rng.randrange(drill.ranks)
     with drill.started(run, *_timeouts(), fault=(fault, rank, step)) as going:
-        going.wait_for_step(step - 1)
+        going.wait_for_steps(step - 1)
         begin = time.monotonic()
         ends = going.end(2 * TIMEOUT_S + LATE_S + LAUNCHER_S)
         seconds = time.monotonic() - begin
@@ -60,14 +60,14 @@ def hung(drill: Drill, rng: random.Random, *, fault: str, place: str) -> tuple[f
     said = _verdict(going)
     assert f"rank {rank} (" in said, said
     assert f", {place}" in said, said
-    return seconds, drill.finish(run)
+    return seconds
 
 
-def not_finite(drill: Drill, rng: random.Random) -> tuple[float, float]:
+def not_finite(drill: Drill, run: Path, rng: random.Random) -> float:
     """One sample of a random rank is NaN at a random step: all stop before the update, with the one sample recorded."""
-    run, step, rank = drill.new_run(), rng.randint(2, 16), rng.randrange(drill.ranks)
+    step, rank = rng.randint(2, 16), rng.randrange(drill.ranks)
     with drill.started(run, fault=("nan-once", rank, step)) as going:
-        going.wait_for_step(step - 1)
+        going.wait_for_steps(step - 1)
         begin = time.monotonic()
         ends = going.end(STOP_S)
         seconds = time.monotonic() - begin
@@ -76,14 +76,14 @@ def not_finite(drill: Drill, rng: random.Random) -> tuple[float, float]:
     assert f"step {step}: not finite" in said, said
     assert f"1 sample of rank {rank}" in said, said
     assert (run / "diverged" / f"step_{step:08d}" / "samples.json").is_file()
-    return seconds, drill.finish(run)
+    return seconds
 
 
-def disk_full(drill: Drill, rng: random.Random) -> tuple[float, float]:
+def disk_full(drill: Drill, run: Path, rng: random.Random) -> float:
     """No space left at the save of a random checkpoint: one clear line, and the ones before as they were."""
-    run, step = drill.new_run(), rng.choice((4, 8, 12))
+    step = rng.choice((4, 8, 12))
     with drill.started(run, fault=("disk-full-at-save", 0, step)) as going:
-        going.wait_for_step(step - 1)
+        going.wait_for_steps(step - 1)
         begin = time.monotonic()
         ends = going.end(STOP_S)
         seconds = time.monotonic() - begin
@@ -92,14 +92,13 @@ def disk_full(drill: Drill, rng: random.Random) -> tuple[float, float]:
     assert "No space left on device" in said, said
     saved = [int(folder.name.removeprefix("step_")) for folder in committed_checkpoints(run)]
     assert saved == list(range(4, step, 4))[-2:], saved
-    return seconds, drill.finish(run)
+    return seconds
 
 
-def second_job(drill: Drill, rng: random.Random) -> tuple[float, float]:
-    """A job that would overwrite a run under way is refused; the seconds of its end, and 0: the first goes on."""
-    run = drill.new_run()
+def second_job(drill: Drill, run: Path, rng: random.Random) -> float:
+    """A job that would overwrite a run under way is refused; the first goes on."""
     with drill.started(run) as going:
-        going.wait_for_step(rng.randint(1, 3))
+        going.wait_for_steps(rng.randint(1, 3))
         with drill.started(run, "overwrite=true", "resume=false") as second:
             begin = time.monotonic()
             ends = second.end(START_S)
@@ -108,5 +107,4 @@ def second_job(drill: Drill, rng: random.Random) -> tuple[float, float]:
         (said,) = told(ends)
         assert "another process trains in" in said, said
         assert all(ended.exit_code == 0 for ended in going.end(START_S)), going.said()
-    drill.compare(run)
-    return seconds, 0.0
+    return seconds

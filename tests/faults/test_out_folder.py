@@ -44,7 +44,7 @@ def test_a_second_job_is_refused_and_harms_nothing_and_a_killed_one_blocks_nobod
 ) -> None:
     run = tmp_path / "run"
     with zygote.ranks(2, "none", 0, 0, ["adapt", *recipe, *LONG]) as first:
-        until_step(run, 4)
+        until_step(run, 7)  # the save at step 6 has waited for the one at step 3
         before = contents(run / "checkpoints" / "step_00000003") | {
             "config": (run / "config.yaml").read_text()
         }

@@ -10,11 +10,11 @@ from tests.faults.drilling import Drill, stopped_by_signal
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 
 
-def test_a_run_that_is_stopped_in_a_step_a_save_and_an_evaluation_ends_as_if_it_never_was(
+def test_a_run_that_is_stopped_in_a_step_an_evaluation_and_a_save_ends_as_if_it_never_was(
     pair: Drill,
 ) -> None:
     rng, run = random.Random(0), pair.new_run()
-    for number, place in ((TERM, "step"), (USR1, "save"), (INT, "evaluation")):
+    for number, place in ((TERM, "step"), (INT, "evaluation"), (USR1, "first save")):
         stopped_by_signal(pair, run, rng, number=number, place=place)
     pair.finish(run)
 

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from essa_dist.distributed.collectives import rank
@@ -33,9 +34,6 @@ class FSDP2(Replicated):
         # What Accelerate shards one by one, where its own configuration names nothing.
         objective._no_split_modules = sorted(blocks | {"DINOHead"})  # type: ignore[assignment]
         root, prepared = self.accelerator.prepare(objective, optimizer)
-        # Accelerate lets the root keep its gathered tensors after the forward pass. The teacher's have no gradient, so
-        # nothing would drop them in the backward pass: all later passes would see the teacher as it was at first.
-        root.set_reshard_after_forward(True)
         self.model, self.optimizer = root, prepared.optimizer
         objective.branches.attach()
 
@@ -43,6 +41,23 @@ class FSDP2(Replicated):
         return (
             nullcontext()
         )  # summed over ranks each time: whole gradients would take the memory that was saved
+
+    def update_teacher(self, momentum: float) -> None:
+        super().update_teacher(momentum)
+        self._forget_gathered()
+
+    def filled(self) -> None:
+        super().filled()
+        self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        """Drop tensors that are still gathered, as the root's are after its forward pass.
+
+        The teacher's have no gradient, so no backward pass would: all later passes would see the teacher as it was.
+        """
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def parts(self) -> Iterator[Part]:
         branches = self.objective.branches
