@@ -1,6 +1,6 @@
 """Fault drills, many times at random moments: attempts, passes, the longest way to a safe stop and to the next update.
 
-usage: python benchmarks/drills.py [--only TEXT] [--times N] [--seed S] [--out FILE]
+usage: python benchmarks/drills.py [--only TEXT] [--skip TEXT,TEXT] [--times N] [--seed S] [--out FILE]
 
 A tiny run on two CPU ranks (gloo); what is drilled and promised is in tests/faults/drilling.py. The seconds of a stop
 are those from the fault to the end of the last process, the seconds of a resume those from the new command to its first
@@ -127,19 +127,21 @@ def make_images(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="drills with this in their name")
+    parser.add_argument("--skip", default="", help="but not those with one of these, separated by commas")
     parser.add_argument("--times", type=int, help="of each drill, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     register()
-    kept = json.loads(args.out.read_text()) if args.out.is_file() else {"drills": {}}
     with tempfile.TemporaryDirectory(prefix="essa-drills-") as folder:
         packed = make_images(Path(folder))
         for i, name in enumerate(DRILLS):
-            if args.only in name:
+            if args.only in name and not any(part in name for part in args.skip.split(",") if part):
                 own = Path(folder) / f"drill_{i}"
                 own.mkdir()
-                kept["drills"][name] = run(name, packed, own, times=args.times, seed=args.seed)
+                found = run(name, packed, own, times=args.times, seed=args.seed)
+                kept = json.loads(args.out.read_text()) if args.out.is_file() else {"drills": {}}
+                kept["drills"][name] = found
                 kept["machine"], kept["seed"] = machine(torch.device("cpu")), args.seed
                 args.out.write_text(json.dumps(kept, indent=1) + "\n")
 

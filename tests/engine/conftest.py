@@ -16,7 +16,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> str:
     for i in range(20):
         pixels = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
-    out = folder.parent / "packed"
+    out = tmp_path_factory.mktemp("set") / "packed"  # tests/faults makes its own
     pack(str(folder), out=str(out))
     return str(out)
 

@@ -69,7 +69,7 @@ def test_a_stopped_run_resumes_to_the_bit(
     longer = ["duration=40", "data.workers=1", "backbone.drop_path=0.1", "checkpoint.every=7"]
     run = tmp_path / "run"
     process = start(*recipe, *longer)
-    wait_for_step(run, 9, process)
+    wait_for_step(run, 15, process)  # the save at 14 has waited for that at 7
     process.send_signal(how)
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, stderr

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from essa_dist.runfolder import committed_checkpoints
-from tests.faults.drilling import START_S, STOP_S, Drill, Started, told
+from tests.distributed.launching import REPOSITORY, Processes
+from tests.faults.drilling import START_S, STOP_S, Drill, Started, last_step, told
 
 TIMEOUT_S = 5.0
 LATE_S = 15.0
@@ -96,15 +97,32 @@ def disk_full(drill: Drill, run: Path, rng: random.Random) -> float:
 
 
 def second_job(drill: Drill, run: Path, rng: random.Random) -> float:
-    """A job that would overwrite a run under way is refused; the first goes on."""
+    """A job that would overwrite a run under way is refused; the first, held for as long, goes on."""
+    assert drill.launcher is not None
     with drill.started(run) as going:
         going.wait_for_steps(rng.randint(1, 3))
-        with drill.started(run, "overwrite=true", "resume=false") as second:
+        ranks = going.rank_processes()
+        for rank in ranks:
+            rank.suspend()
+        before = last_step(run)
+        command = [
+            *drill.launcher(),
+            "-m",
+            "essa_dist",
+            "adapt",
+            *drill.words,
+            f"out={run}",
+            "overwrite=true",
+        ]
+        with Processes([command], env={"PYTHONPATH": str(REPOSITORY)}) as second:
             begin = time.monotonic()
-            ends = second.end(START_S)
+            ends = second.wait(START_S)
             seconds = time.monotonic() - begin
-        assert all(ended.exit_code != 0 for ended in ends)
+        assert all(ended.exit_code != 0 for ended in ends), ends
         (said,) = told(ends)
         assert "another process trains in" in said, said
+        assert last_step(run) == before
+        for rank in ranks:
+            rank.resume()
         assert all(ended.exit_code == 0 for ended in going.end(START_S)), going.said()
     return seconds
