@@ -45,7 +45,7 @@ def train(folder: Path, saves: int, every: int) -> None:
     from essa_dist.engine.build import DTYPES, build
     from essa_dist.engine.config import RunConfig
     from essa_dist.engine.optim import step_values
-    from essa_dist.engine.saver import Saver
+    from essa_dist.engine.saving.saver import Saver
     from essa_dist.engine.step import train_step
     from essa_dist.settings import load
 

@@ -266,7 +266,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     import essa_dist  # noqa: F401  (makes torchvision importable)
-    from essa_dist.engine.record import versions
+    from essa_dist.engine.recording.record import versions
 
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True

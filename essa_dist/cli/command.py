@@ -17,7 +17,7 @@ from essa_dist.cli.pages import FLAGS, overview, verb_page
 from essa_dist.cli.ranks import among_ranks, tell_launcher
 from essa_dist.cli.results import to_json, to_text
 from essa_dist.cli.streams import rank, reserved_stdout, set_up_logging
-from essa_dist.engine.signals import stop_signals
+from essa_dist.engine.watching.signals import stop_signals
 from essa_dist.errors import Preempted, UsageError
 from essa_dist.verbs import VERBS, config_class, sort_words, verb_of
 

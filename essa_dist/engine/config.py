@@ -8,12 +8,12 @@ from essa_dist.adapters import AdapterConfig
 from essa_dist.adapters.apla import APLAConfig
 from essa_dist.backbones import BackboneConfig
 from essa_dist.data.loader import DataConfig
-from essa_dist.engine.canary import CanaryConfig
-from essa_dist.engine.guard import GuardConfig
 from essa_dist.engine.optim import OptimConfig
-from essa_dist.engine.profile import ProfileConfig
+from essa_dist.engine.recording.canary import CanaryConfig
+from essa_dist.engine.recording.profile import ProfileConfig
+from essa_dist.engine.recording.trackers import TrackerName
 from essa_dist.engine.schedules import Duration, ScheduleConfig
-from essa_dist.engine.trackers import TrackerName
+from essa_dist.engine.watching.guard import GuardConfig
 from essa_dist.objectives import DINOv2Config
 from essa_dist.settings import Config
 

@@ -24,25 +24,25 @@ from essa_dist.distributed.environment import make_accelerator
 from essa_dist.distributed.first_cause import compare_by, is_broken_collective
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.restart import join_anew
-from essa_dist.engine import restore
 from essa_dist.engine.build import DTYPES, Training, build
-from essa_dist.engine.canary import Canary
 from essa_dist.engine.config import RunConfig
-from essa_dist.engine.exchange import own_connection
-from essa_dist.engine.guard import CollapseWatch
-from essa_dist.engine.heartbeat import Place
-from essa_dist.engine.observer import Observer, open_canary
 from essa_dist.engine.optim import step_values
-from essa_dist.engine.record import check_out, run_folder, versions
-from essa_dist.engine.saver import Saver
+from essa_dist.engine.recording.canary import Canary
+from essa_dist.engine.recording.observer import Observer, open_canary
+from essa_dist.engine.recording.record import check_out, run_folder, versions
+from essa_dist.engine.recording.trackers import check_trackers
+from essa_dist.engine.saving import restore
+from essa_dist.engine.saving.saver import Saver
+from essa_dist.engine.saving.storage import preflight
 from essa_dist.engine.schedules import StepValues, in_steps
-from essa_dist.engine.signals import NoBatch, StopSignals, stop_signals
-from essa_dist.engine.skips import SkipRecord, budget, cause
 from essa_dist.engine.step import NotFiniteError, train_step
-from essa_dist.engine.storage import preflight
-from essa_dist.engine.suspects import SampleWatch, blame, findings, in_words
-from essa_dist.engine.trackers import check_trackers
-from essa_dist.engine.watchdog import Watchdog, collective_timeout
+from essa_dist.engine.watching.exchange import own_connection
+from essa_dist.engine.watching.guard import CollapseWatch
+from essa_dist.engine.watching.heartbeat import Place
+from essa_dist.engine.watching.signals import NoBatch, StopSignals, stop_signals
+from essa_dist.engine.watching.skips import SkipRecord, budget, cause
+from essa_dist.engine.watching.suspects import SampleWatch, blame, findings, in_words
+from essa_dist.engine.watching.watchdog import Watchdog, collective_timeout
 from essa_dist.engine.words import announce, summary
 from essa_dist.errors import DivergedError, Preempted, UsageError
 from essa_dist.progress import Progress

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from essa_dist.distributed.collectives import leave, rank, world_size
 from essa_dist.distributed.messages import Channel
-from essa_dist.engine import checkpoint
-from essa_dist.engine.saver import Saver
+from essa_dist.engine.saving import checkpoint
+from essa_dist.engine.saving.saver import Saver
 from tests.engine.fakes import FakeStrategy, tensors
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from essa_dist.engine import restore
+from essa_dist.engine.saving import restore
 from essa_dist.runfolder import committed_checkpoints
 from tests.distributed.launching import Ended, launch
 from tests.engine.fakes import FakeStrategy, ThreadChannel, on_ranks, tensors

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from essa_dist import adapt
-from essa_dist.engine import checkpoint
-from essa_dist.engine.metrics import MEASURED
+from essa_dist.engine.recording.metrics import MEASURED
+from essa_dist.engine.saving import checkpoint
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import MARKER, committed_checkpoints
 

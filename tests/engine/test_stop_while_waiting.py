@@ -16,7 +16,7 @@ STUCK = """
 import sys, time
 from essa_dist.cli.command import main
 from essa_dist.data.storage import LocalShards
-from essa_dist.engine import signals
+from essa_dist.engine.watching import signals
 
 signals.PATIENCE_S = 0.5
 read, reads = LocalShards.read, []

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from essa_dist.data.ledger import audit
 from essa_dist.data.plan import SamplePlan
 from essa_dist.data.shards import open_packed
-from essa_dist.engine.metrics import MEASURED
+from essa_dist.engine.recording.metrics import MEASURED
 from essa_dist.runfolder import committed_checkpoints
 from tests.distributed.launching import REPOSITORY, Ended, Processes, rank_environments, started
 

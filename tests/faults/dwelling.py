@@ -21,9 +21,9 @@ PLACES = {
     "standardization": ("essa_dist.engine.build", "standardize_heads", 1),
     "first batch": ("essa_dist.data.loader:CropLoader", "batches", 1),
     "step": ("essa_dist.objectives:DINOv2Objective", "forward", 3),
-    "evaluation": ("essa_dist.engine.canary:Canary", "look", 2),
-    "first save": ("essa_dist.engine.checkpoint", "write", 1),
-    "save": ("essa_dist.engine.checkpoint", "write", 2),
+    "evaluation": ("essa_dist.engine.recording.canary:Canary", "look", 2),
+    "first save": ("essa_dist.engine.saving.checkpoint", "write", 1),
+    "save": ("essa_dist.engine.saving.checkpoint", "write", 2),
 }
 """Where the function is that is entered there, and at which call."""
 

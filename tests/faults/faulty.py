@@ -19,8 +19,8 @@ import torch
 from essa_dist.cli import main
 from essa_dist.data.batch import Batch
 from essa_dist.data.loader import CropLoader
-from essa_dist.engine import checkpoint
-from essa_dist.engine.metrics import Rows
+from essa_dist.engine.recording.metrics import Rows
+from essa_dist.engine.saving import checkpoint
 from essa_dist.objectives import DINOv2Objective
 
 FOREVER_S = 3600.0

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from essa_dist import adapt
-from essa_dist.engine import record
 from essa_dist.engine.config import RunConfig
+from essa_dist.engine.recording import record
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import CHECKPOINTS, LOCK
 from tests.distributed.launching import torchrun

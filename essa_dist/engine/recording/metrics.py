@@ -11,7 +11,7 @@ from typing import Any, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from essa_dist import runfolder
-from essa_dist.engine.trackers import Trackers
+from essa_dist.engine.recording.trackers import Trackers
 
 MEASURED = frozenset(
     {

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from essa_dist import adapt, disk
-from essa_dist.engine import storage
-from essa_dist.engine.checkpoint import FILES
-from essa_dist.engine.storage import checkpoint_bytes, preflight, warn_if_slow
+from essa_dist.engine.saving import storage
+from essa_dist.engine.saving.checkpoint import FILES
+from essa_dist.engine.saving.storage import checkpoint_bytes, preflight, warn_if_slow
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import MARKER
 

@@ -24,9 +24,9 @@ from typing import Self
 
 from torch._C._distributed_c10d import Store
 
-from essa_dist.engine.exchange import Exchange, store_holder
-from essa_dist.engine.guard import GuardConfig
-from essa_dist.engine.heartbeat import Beat, Heard, Place, collectives_entered, line_of_code, verdict
+from essa_dist.engine.watching.exchange import Exchange, store_holder
+from essa_dist.engine.watching.guard import GuardConfig
+from essa_dist.engine.watching.heartbeat import Beat, Heard, Place, collectives_entered, line_of_code, verdict
 
 log = logging.getLogger(__name__)
 

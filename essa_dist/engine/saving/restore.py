@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from essa_dist.backbones.weights import misfits, other_trunk
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.strategies.interface import Strategy
-from essa_dist.engine import checkpoint
-from essa_dist.engine.tensorfile import DTYPES
+from essa_dist.engine.saving import checkpoint
+from essa_dist.engine.saving.tensorfile import DTYPES
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import committed_checkpoints
 

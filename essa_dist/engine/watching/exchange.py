@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from essa_dist.engine.heartbeat import Beat
+from essa_dist.engine.watching.heartbeat import Beat
 
 log = logging.getLogger(__name__)
 

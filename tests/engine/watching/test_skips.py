@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from essa_dist.data.batch import Batch
-from essa_dist.engine.guard import GuardConfig
-from essa_dist.engine.skips import SkipBudget, SkipRecord, budget, cause
-from essa_dist.engine.suspects import SampleWatch, blame, findings, in_words
+from essa_dist.engine.watching.guard import GuardConfig
+from essa_dist.engine.watching.skips import SkipBudget, SkipRecord, budget, cause
+from essa_dist.engine.watching.suspects import SampleWatch, blame, findings, in_words
 
 
 def spent(allowed: SkipBudget, *steps: int) -> list[bool]:

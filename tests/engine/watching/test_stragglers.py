@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from essa_dist.engine.stragglers import Pace, StragglerWatch, slowest
+from essa_dist.engine.watching.stragglers import Pace, StragglerWatch, slowest
 
 HOSTS = ["node1", "node1", "node7", "node7"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from essa_dist.engine.metrics import MEASURED, Metrics
-from essa_dist.engine.telemetry import SETTLED, Ranks, Telemetry
+from essa_dist.engine.recording.metrics import MEASURED, Metrics
+from essa_dist.engine.recording.telemetry import SETTLED, Ranks, Telemetry
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,7 @@ def test_a_row_tells_the_spread_over_ranks() -> None:
 
 def test_times_are_means_since_the_last_row_and_count_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 25.0])
-    monkeypatch.setattr("essa_dist.engine.telemetry.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("essa_dist.engine.recording.telemetry.time.perf_counter", lambda: next(clock))
     telemetry = Telemetry(CPU, communication_every=0)
     for waited in (0.5, 1.5):
         with telemetry.step(logged=True, waited=waited):
@@ -119,7 +119,7 @@ def test_communication_is_measured_at_logged_steps_so_far_apart_as_asked(
 
         def __exit__(self, *error: object) -> None: ...
 
-    monkeypatch.setattr("essa_dist.engine.telemetry.TrafficMeter", Meter)
+    monkeypatch.setattr("essa_dist.engine.recording.telemetry.TrafficMeter", Meter)
     telemetry = Telemetry(CPU, communication_every=5)
     for step in range(20):
         with telemetry.step(logged=step % 3 == 0, waited=0.0):

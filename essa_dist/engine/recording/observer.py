@@ -16,15 +16,15 @@ from essa_dist.data.batch import normalise
 from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.distributed.collectives import world_size
 from essa_dist.engine.build import DTYPES, Training
-from essa_dist.engine.canary import Canary, Embedder, Probe
 from essa_dist.engine.config import RunConfig
-from essa_dist.engine.metrics import Metrics
-from essa_dist.engine.profile import ProfileWindow
-from essa_dist.engine.record import flat
+from essa_dist.engine.recording.canary import Canary, Embedder, Probe
+from essa_dist.engine.recording.metrics import Metrics
+from essa_dist.engine.recording.profile import ProfileWindow
+from essa_dist.engine.recording.record import flat
+from essa_dist.engine.recording.telemetry import Telemetry
+from essa_dist.engine.recording.trackers import Trackers
 from essa_dist.engine.schedules import in_steps
-from essa_dist.engine.stragglers import StragglerWatch
-from essa_dist.engine.telemetry import Telemetry
-from essa_dist.engine.trackers import Trackers
+from essa_dist.engine.watching.stragglers import StragglerWatch
 from essa_dist.errors import UsageError
 from essa_dist.objectives import Embed
 

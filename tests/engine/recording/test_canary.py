@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from essa_dist import adapt, pack
 from essa_dist.data.shards import open_packed
-from essa_dist.engine.canary import Canary, CanaryConfig, Probe, halves
-from essa_dist.engine.metrics import MEASURED
+from essa_dist.engine.recording.canary import Canary, CanaryConfig, Probe, halves
+from essa_dist.engine.recording.metrics import MEASURED
 from essa_dist.errors import UsageError
 from essa_dist.export.models import load_model
 from essa_dist.runfolder import best_checkpoint, committed_checkpoints

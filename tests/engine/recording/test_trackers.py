@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from essa_dist import adapt
-from essa_dist.engine import trackers
-from essa_dist.engine.trackers import TrackerName, Trackers, check_trackers
+from essa_dist.engine.recording import trackers
+from essa_dist.engine.recording.trackers import TrackerName, Trackers, check_trackers
 from essa_dist.errors import Preempted, UsageError
 
 Row = tuple[int, dict[str, float]]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from essa_dist.engine import checkpoint, restore
-from essa_dist.engine.saver import Saver
+from essa_dist.engine.saving import checkpoint, restore
+from essa_dist.engine.saving.saver import Saver
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import MARKER, committed_checkpoints
 from tests.engine.fakes import FakeStrategy, ThreadChannel, on_ranks, tensors

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from essa_dist.engine.guard import GuardConfig
-from essa_dist.engine.metrics import Rows
+from essa_dist.engine.recording.metrics import Rows
+from essa_dist.engine.watching.guard import GuardConfig
 
 FILE = "skipped.jsonl"
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.strategies.interface import Strategy
-from essa_dist.engine import checkpoint
-from essa_dist.engine.staging import BLOCK, Copying, Piece, Plan, Staging, plan
-from essa_dist.engine.storage import warn_if_slow
-from essa_dist.engine.tensorfile import DTYPES
+from essa_dist.engine.saving import checkpoint
+from essa_dist.engine.saving.staging import BLOCK, Copying, Piece, Plan, Staging, plan
+from essa_dist.engine.saving.storage import warn_if_slow
+from essa_dist.engine.saving.tensorfile import DTYPES
 from essa_dist.runfolder import checkpoint_folder
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Saver:
     def __init__(
         self, run: Path, strategy: Strategy, channel: Channel, *, keep: int, expected_s: float = 0.0
     ) -> None:
-        """``expected_s``: how long a save will take (:func:`essa_dist.engine.storage.preflight`)."""
+        """``expected_s``: how long a save will take (:func:`essa_dist.engine.saving.storage.preflight`)."""
         self.run, self.strategy, self.channel, self.keep = run, strategy, channel, keep
         self.done: list[Saved] = []
         """The saves that have ended well."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from essa_dist.engine.guard import GuardConfig
-from essa_dist.engine.heartbeat import Beat, Heard, line_of_code, verdict
-from essa_dist.engine.watchdog import Watchdog, collective_timeout
+from essa_dist.engine.watching.guard import GuardConfig
+from essa_dist.engine.watching.heartbeat import Beat, Heard, line_of_code, verdict
+from essa_dist.engine.watching.watchdog import Watchdog, collective_timeout
 
 BEAT = Beat(number=9, step=7, place="forward and backward", overdue=True, entered=20, host="node1", pid=42)
 

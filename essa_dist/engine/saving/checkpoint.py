@@ -17,7 +17,7 @@ from torch import Tensor
 
 from essa_dist.backbones.weights import file_sha256
 from essa_dist.disk import flush
-from essa_dist.engine.tensorfile import TensorFile
+from essa_dist.engine.saving.tensorfile import TensorFile
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import CHECKPOINTS, MARKER, best_checkpoint, committed_checkpoints
 
@@ -66,7 +66,7 @@ def write(
     """Write a checkpoint at ``folder``; returns its size in bytes. Raises OSError as :func:`committing` does.
 
     ``tensors``: of each file the names, dtypes and shapes; ``pieces``: of each file, called in their order, the bytes
-    of its tensors in the order of :func:`essa_dist.engine.tensorfile.in_order`.
+    of its tensors in the order of :func:`essa_dist.engine.saving.tensorfile.in_order`.
     """
     files: dict[str, Any] = {}
     with committing(folder) as temporary:

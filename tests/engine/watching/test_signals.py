@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from essa_dist.engine import signals
-from essa_dist.engine.signals import SIGNALS, NoBatch, stop_signals
+from essa_dist.engine.watching import signals
+from essa_dist.engine.watching.signals import SIGNALS, NoBatch, stop_signals
 from essa_dist.errors import Preempted
 
 

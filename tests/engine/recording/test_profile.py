@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from essa_dist import adapt
-from essa_dist.engine.profile import ProfileConfig, ProfileWindow
+from essa_dist.engine.recording.profile import ProfileConfig, ProfileWindow
 
 CPU = torch.device("cpu")
 

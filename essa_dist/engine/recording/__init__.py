@@ -1,0 +1,1 @@
+"""What a run leaves: its folder, metrics, trackers, the canary's looks, profiles."""

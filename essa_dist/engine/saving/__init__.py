@@ -1,0 +1,1 @@
+"""Checkpoints: written beside training, restored under any strategy."""

@@ -1,0 +1,1 @@
+"""What can go wrong in a run, noticed: signals, hung and slow ranks, numbers that are not finite, collapse."""
