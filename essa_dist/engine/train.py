@@ -145,7 +145,8 @@ class Run:
         strategy, keep = self.training.strategy, self.config.checkpoint.keep
         shapes = strategy.shapes()
         expected_s = self.channel.together(lambda: preflight(self.folder, shapes, keep=keep))
-        return Saver(self.folder, strategy, self.channel, keep=keep, expected_s=expected_s)
+        moved = self.watchdog.moved
+        return Saver(self.folder, strategy, self.channel, keep=keep, expected_s=expected_s, moved=moved)
 
     def train(self, signals: StopSignals) -> dict[str, Any]:
         """Run to the end, or to the step at which a signal arrives."""

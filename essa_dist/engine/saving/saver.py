@@ -55,9 +55,19 @@ class Saver:
     """
 
     def __init__(
-        self, run: Path, strategy: Strategy, channel: Channel, *, keep: int, expected_s: float = 0.0
+        self,
+        run: Path,
+        strategy: Strategy,
+        channel: Channel,
+        *,
+        keep: int,
+        expected_s: float = 0.0,
+        moved: Callable[[], object] = lambda: None,
     ) -> None:
-        """``expected_s``: how long a save will take (:func:`essa_dist.engine.saving.storage.preflight`)."""
+        """``expected_s``: how long a save will take (:func:`essa_dist.engine.saving.storage.preflight`); ``moved`` is
+        called in the background with every piece that is written, on rank 0.
+        """
+        self._moved = moved
         self.run, self.strategy, self.channel, self.keep = run, strategy, channel, keep
         self.done: list[Saved] = []
         """The saves that have ended well."""
@@ -179,7 +189,7 @@ class Saver:
                 channel.send(piece.values, 0)
 
         def write() -> int:
-            stream = _stream(channel, pieces, made[0])
+            stream = self._stream(pieces, made[0])
             try:
                 if not prune:
                     folder.parent.mkdir(exist_ok=True)
@@ -195,22 +205,23 @@ class Saver:
 
         return channel.together(write)
 
+    def _stream(self, pieces: list[Piece], plan: Plan) -> Iterator[Tensor]:
+        """On rank 0 all pieces as they lie in the files; each holds until the next one."""
+        channel = self.channel
+        message = torch.empty(BLOCK, dtype=torch.uint8) if channel.world > 1 else torch.empty(0)
+        for place in chain.from_iterable(plan.order.values()):
+            self._moved()
+            if place.rank == 0:
+                yield pieces[place.number].values
+            else:
+                dtype = DTYPES[place.dtype]
+                received = message[: place.numel * dtype.itemsize].view(dtype)
+                channel.receive(received, place.rank)
+                yield received
+
 
 def _is_buffer(piece: Piece) -> bool:
     return piece.name.startswith("buffers/")
-
-
-def _stream(channel: Channel, pieces: list[Piece], plan: Plan) -> Iterator[Tensor]:
-    """On rank 0 all pieces as they lie in the files; each holds until the next one."""
-    message = torch.empty(BLOCK, dtype=torch.uint8) if channel.world > 1 else torch.empty(0)
-    for place in chain.from_iterable(plan.order.values()):
-        if place.rank == 0:
-            yield pieces[place.number].values
-        else:
-            dtype = DTYPES[place.dtype]
-            received = message[: place.numel * dtype.itemsize].view(dtype)
-            channel.receive(received, place.rank)
-            yield received
 
 
 def bytes_of_this_rank(strategy: Strategy) -> int:

@@ -66,6 +66,7 @@ class Watchdog:
         self.silence_s = config.timeout_s / 4
         self._end = end
         self._at: tuple[int, int, Place] = (0, 0, "starting")  # progress made, step from 1, place
+        self._moves = 0  # progress beside the loop
         self._first: int | None = None
         self._stuck_s = 0.0
         self._ended = ""
@@ -88,6 +89,10 @@ class Watchdog:
         if self._first is None and now:
             self._first = now
         self._at = (progress + 1, now, place)
+
+    def moved(self) -> None:
+        """What the loop may wait for has got on, such as a checkpoint on its way to a slow disk; from one other thread."""
+        self._moves += 1
 
     def __enter__(self) -> Self:
         self._loop = threading.get_ident()
@@ -136,8 +141,9 @@ class Watchdog:
             # Between two looks lies more only when this process itself did not run.
             passed_s = min(time.monotonic() - last, 2 * self.interval_s)
             last = time.monotonic()
-            self._stuck_s = self._stuck_s + passed_s if self._at[0] == progress else 0.0
-            progress = self._at[0]
+            now = self._at[0] + self._moves
+            self._stuck_s = self._stuck_s + passed_s if now == progress else 0.0
+            progress = now
             heard = {self.rank: Heard(self.beat())}
             if exchange := self._exchange:
                 unanswered_s = unanswered_s + passed_s if exchange.rounds == rounds else 0.0

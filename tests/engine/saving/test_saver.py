@@ -131,6 +131,20 @@ def test_training_may_go_on_changing_its_tensors_while_they_are_written(
     assert_same(saved(committed_checkpoints(run)[0]), before)
 
 
+def test_every_tensor_on_its_way_to_the_disk_is_told_of_on_rank_0(run: Path) -> None:
+    told: list[int] = []
+
+    def work(channel: ThreadChannel) -> None:
+        strategy: Any = FakeStrategy(tensors(), "rows", channel.rank, channel.world)
+        moved = lambda: told.append(channel.rank)  # noqa: E731
+        with Saver(run, strategy, channel, keep=2, moved=moved) as saves:
+            saves.save(4, STATE | {"step": 4})
+
+    assert on_ranks(2, work) == [None, None]
+    assert len(told) >= len(tensors())
+    assert set(told) == {0}
+
+
 def test_one_save_at_a_time_and_only_the_newest_are_kept(run: Path) -> None:
     leftover = run / "checkpoints" / ".step_00000001.new.writing"
     leftover.mkdir()

@@ -153,6 +153,18 @@ def test_a_rank_that_moves_keeps_those_alive_that_wait_for_it(tmp_path: Path) ->
         assert not ends
 
 
+def test_a_checkpoint_that_is_still_being_written_is_no_hang(tmp_path: Path) -> None:
+    with watchdogs(tmp_path, 2) as (ranks, ends):
+        for rank in ranks:
+            rank.at("saving", 1)
+        for _ in range(15):  # more than twice the timeout
+            ranks[0].moved()
+            time.sleep(0.1)
+        assert not ends
+        until(ends, 2)
+    assert sorted(ends) == [(0, 1), (1, 1)]
+
+
 def test_the_first_step_is_given_longer_and_the_second_is_not(tmp_path: Path) -> None:
     with watchdogs(tmp_path, 1, timeout_s=0.4, start_timeout_s=60) as ((rank,), ends):
         rank.at("forward and backward", 8)
