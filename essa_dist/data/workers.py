@@ -140,6 +140,8 @@ def end_workers(items: Any) -> None:
         shutdown()
     finally:
         killer.cancel()
+        for worker in items._workers:  # a signal may have cut the shutdown short
+            worker.kill()
 
 
 def as_it_is(item: Any) -> Any:

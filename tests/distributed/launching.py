@@ -25,6 +25,20 @@ MARK = "ESSA_TEST_LAUNCH"
 DEADLINE_S = 150.0
 """Seconds; ten times what a tiny run takes on two cores of its own."""
 
+_DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file"}
+TOLD: dict[str, dict[str, str]] = {"single": {}, "ddp": {}} | {
+    name: _DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": f"launch/deepspeed/{name}.json"}
+    for name in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+}
+"""What ``accelerate launch --config_file launch/NAME.yaml`` tells its processes, for tests that need no launcher."""
+TOLD["fsdp2"] = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+
 
 @dataclass(frozen=True)
 class Ended:

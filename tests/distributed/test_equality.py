@@ -6,7 +6,6 @@ checkpoint does, and its parts must cover every tensor exactly once.
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.distributed.launching import accelerate, run
+from tests.distributed.launching import TOLD, launch
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ RUNS = {
     "bitfit": ["adapter=bitfit", "objective.ibot_head={prototypes: 16, hidden: 16, bottleneck: 8}"],
     "vpt": ["adapter=vpt", "optim.clip=0.5"],
 }
-TOLERANCE = {"loss": 1e-4, "student": 1e-3, "teacher": 1e-3, "buffers": 1e-4, "optimizer": 2e-2, "first": 0.0}
+TOLERANCE = {"loss": 1e-5, "student": 3e-4, "teacher": 3e-4, "buffers": 1e-5, "optimizer": 3e-4, "first": 0.0}
 """Largest relative error (norm of the difference by the norm) of a tensor in fp32. Sums in another order differ by
 1e-7; AdamW divides by the root of the second moment, so that tensors whose gradients are nearly zero amplify it."""
 
@@ -84,9 +83,9 @@ def outcome(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Call
     def compute(config: str, processes: int, *extra: str, names: Iterable[str] = RUNS) -> Outcome:
         folder = tmp_path_factory.mktemp(config)
         runs = {name: [*recipe, *RUNS[name], *extra] for name in names}
-        launcher = accelerate(config, processes) if processes > 1 else [sys.executable]
-        ended = run([*launcher, STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)], timeout=240)
-        assert ended.exit_code == 0, ended.stderr[-4000:]
+        args = [STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)]
+        for ended in launch(processes, args, env=TOLD[config], timeout=240):
+            assert ended.exit_code == 0, ended.stderr[-4000:]
         return {name: tensors(folder / f"{name}.safetensors") for name in names}
 
     return compute

@@ -5,14 +5,13 @@ be waited for: by DDP in its backward pass, by ZeRO-3 and FSDP2 when they gather
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launching import accelerate, run
+from tests.distributed.launching import TOLD, launch
 
 STEPS_OF = str(Path(__file__).with_name("steps_of.py"))
 N_STEPS = 2
@@ -45,9 +44,9 @@ def outcome(
     ]
     folder.mkdir()
     runs = {name: [*recipe, *words] for name, words in RUNS.items()}
-    launcher = accelerate(config, processes) if processes > 1 else [sys.executable]
-    ended = run([*launcher, STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)], timeout=280)
-    assert ended.exit_code == 0, ended.stderr[-4000:]
+    args = [STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)]
+    for ended in launch(processes, args, env=TOLD[config], timeout=280):
+        assert ended.exit_code == 0, ended.stderr[-4000:]
     return {name: load_file(folder / f"{name}.safetensors") for name in RUNS}
 
 

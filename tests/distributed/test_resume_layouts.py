@@ -18,25 +18,11 @@ from essa_dist.engine.saving.checkpoint import FILES
 from essa_dist.export.models import base_model, load_model
 from essa_dist.report.ledger import LedgerConfig, check_ledger
 from essa_dist.runfolder import committed_checkpoints
-from tests.distributed.launching import launch, rank_environments
+from tests.distributed.launching import TOLD, launch, rank_environments
 from tests.engine.conftest import packed
 
 __all__ = ["packed"]
 
-DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file"}
-LAYOUTS: dict[str, dict[str, str]] = {
-    "ddp": {},
-    "zero1": DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "launch/deepspeed/zero1.json"},
-    "zero2": DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "launch/deepspeed/zero2.json"},
-    "zero3": DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "launch/deepspeed/zero3.json"},
-    "fsdp2": {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    },
-}
 TOLERANCE = 1e-4
 """Of losses and, beside its largest number, of every tensor after 8 updates in fp32 at another layout."""
 STEPS = 12  # of 4 of 20 images: two epochs and a half
@@ -68,7 +54,7 @@ def go(packed: str) -> Callable[..., None]:
 
     def go(run: Path, strategy: str, ranks: int) -> None:
         words = ["-m", "essa_dist", "adapt", *recipe, f"out={run}"]
-        env = {} if strategy == "single" else rank_environments(ranks)[0] | LAYOUTS[strategy]
+        env = {} if strategy == "single" else rank_environments(ranks)[0] | TOLD[strategy]
         ends = launch(ranks, words, timeout=240, env=env)  # which gives each its own rank
         assert [end.exit_code for end in ends] == [0] * ranks, "\n".join(end.stderr for end in ends)
         assert f"{strategy} on {ranks} x cpu" in ends[0].stderr
