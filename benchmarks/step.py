@@ -117,8 +117,7 @@ class Step:
             saver = Saver(Path(folder), self.strategy, Channel(), keep=1)
             saver.save(1, {"step": 1})
             saver.wait()
-            assert saver.last is not None
-            return alone, saver.last.bytes
+            return alone, saver.done[-1].bytes
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
