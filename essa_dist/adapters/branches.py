@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
+
+from essa_dist.distributed.collectives import local
 
 SUFFIX = "_teacher"
 
@@ -130,8 +131,8 @@ class Branches:
         """
         if not self.students:  # torch's foreach refuses an empty list
             return
-        teachers = [_local(teacher) for teacher in self.teachers.values()]
-        students = [_local(student) for student in self.students.values()]
+        teachers = [local(teacher) for teacher in self.teachers.values()]
+        students = [local(student) for student in self.students.values()]
         torch._foreach_mul_(teachers, momentum)
         torch._foreach_add_(teachers, students, alpha=1 - momentum)
 
@@ -140,7 +141,3 @@ class Branches:
         """Make the teacher equal to the student again, after weights were loaded or heads were initialised."""
         if self.students:
             torch._foreach_copy_(list(self.teachers.values()), list(self.students.values()))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -36,6 +37,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return flag  # and the device need not be waited for
     return bool(all_reduce_max(torch.tensor(float(flag), device=device)).item())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard; of an ordinary tensor the whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def barrier() -> None:

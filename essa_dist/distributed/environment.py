@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.state import PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 
 from essa_dist.errors import UsageError
 
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 def wanted() -> str:
     """What the launcher's environment asks for: ``zero``, ``fsdp2``, ``ddp`` or ``single``. Raises UsageError."""
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         return "zero"
-    if _flag("ACCELERATE_USE_FSDP"):
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
             raise UsageError(
@@ -125,7 +125,3 @@ def backend() -> str:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return str(torch.distributed.get_backend())
     return "none"
-
-
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("1", "true", "yes")

@@ -5,12 +5,11 @@ the loss falls all the same, by what is left.
 """
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from essa_dist.adapters.branches import Branches
 from essa_dist.adapters.interface import Adapter, silent_at_start
-from essa_dist.distributed.collectives import world_size
+from essa_dist.distributed.collectives import all_gather
 from essa_dist.errors import UntrainedError
 
 NEVER = -1.0
@@ -47,12 +46,7 @@ def check_gradients(branches: Branches) -> None:
     own = torch.stack(
         [seen[name].to(device) if name in seen else torch.tensor(NEVER, device=device) for name in names]
     )
-    every = [torch.empty_like(own) for _ in range(world_size())]
-    if world_size() > 1:
-        dist.all_gather(every, own)
-    else:
-        every = [own]
-    largest = torch.stack(every)
+    largest = all_gather(own[None])  # [ranks, tensors]
     absent = (largest < 0).any(dim=0).tolist()
     zero = (largest.amax(dim=0) == 0).tolist()
     problems = [

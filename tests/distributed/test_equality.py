@@ -4,20 +4,16 @@ The reference is one process with one batch. Every run goes through whole tensor
 checkpoint does, and its parts must cover every tensor exactly once.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
-from tests.distributed.launching import TOLD, launch
+from tests.distributed.stepping import Outcome, run_steps
 
 log = logging.getLogger(__name__)
 
-STEPS_OF = str(Path(__file__).with_name("steps_of.py"))
 N_STEPS = 20
 WARM = ["schedule.head_warmup=3", "schedule.freeze_last_layer=5"]
 RUNS = {
@@ -30,30 +26,6 @@ RUNS = {
 TOLERANCE = {"loss": 1e-5, "student": 3e-4, "teacher": 3e-4, "buffers": 1e-5, "optimizer": 3e-4, "first": 0.0}
 """Largest relative error (norm of the difference by the norm) of a tensor in fp32. Sums in another order differ by
 1e-7; AdamW divides by the root of the second moment, so that tensors whose gradients are nearly zero amplify it."""
-
-
-@pytest.fixture(scope="module")
-def recipe(packed: str) -> list[str]:
-    return [
-        "out=unused",
-        f"data.train={packed}",
-        "duration=40",
-        "batch_size=4",
-        "precision=fp32",
-        "device=cpu",
-        "backbone.name=test_vit",
-        "backbone.weights=random",
-        "objective.head={prototypes: 32, hidden: 16, bottleneck: 8}",
-        "data.crops={policy: medical, global_size: 48, local_size: 32, n_local: 2}",
-        "data.workers=0",
-        "optim.lr=1e-3",
-    ]
-
-
-def tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with safe_open(path, "pt") as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, file.metadata()
 
 
 def relative_errors(
@@ -73,20 +45,13 @@ def relative_errors(
     return worst
 
 
-Outcome = dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]]
-
-
 @pytest.fixture(scope="module")
-def outcome(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """Result of every run under a launcher config, once a module."""
+def outcome(packed: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """Results of the runs ``names`` under a launcher config."""
 
     def compute(config: str, processes: int, *extra: str, names: Iterable[str] = RUNS) -> Outcome:
-        folder = tmp_path_factory.mktemp(config)
-        runs = {name: [*recipe, *RUNS[name], *extra] for name in names}
-        args = [STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)]
-        for ended in launch(processes, args, env=TOLD[config], timeout=240):
-            assert ended.exit_code == 0, ended.stderr[-4000:]
-        return {name: tensors(folder / f"{name}.safetensors") for name in names}
+        runs = {name: [*RUNS[name], *extra] for name in names}
+        return run_steps(packed, tmp_path_factory.mktemp(config), config, processes, runs, N_STEPS)
 
     return compute
 

@@ -4,16 +4,13 @@ A rank or a micro-batch without any masked patch, losses without weight, no loca
 be waited for: by DDP in its backward pass, by ZeRO-3 and FSDP2 when they gather that layer's tensors.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.distributed.launching import TOLD, launch
+from tests.distributed.stepping import run_steps
 
-STEPS_OF = str(Path(__file__).with_name("steps_of.py"))
 N_STEPS = 2
 OWN = "objective.ibot_head={prototypes: 16, hidden: 16, bottleneck: 8}"
 RUNS = {
@@ -27,27 +24,10 @@ SPREAD = ["accumulate=2", "backbone.checkpoint_activations=true"]
 def outcome(
     packed: str, folder: Path, config: str, processes: int, *extra: str
 ) -> dict[str, dict[str, torch.Tensor]]:
-    recipe = [
-        "out=unused",
-        f"data.train={packed}",
-        "duration=40",
-        "batch_size=4",
-        "precision=fp32",
-        "device=cpu",
-        "backbone.name=test_vit",
-        "backbone.weights=random",
-        "objective.head={prototypes: 32, hidden: 16, bottleneck: 8}",
-        "data.crops={policy: medical, global_size: 48, local_size: 32, n_local: 2}",
-        "data.workers=0",
-        "optim.lr=1e-3",
-        *extra,
-    ]
     folder.mkdir()
-    runs = {name: [*recipe, *words] for name, words in RUNS.items()}
-    args = [STEPS_OF, str(folder), str(N_STEPS), json.dumps(runs)]
-    for ended in launch(processes, args, env=TOLD[config], timeout=280):
-        assert ended.exit_code == 0, ended.stderr[-4000:]
-    return {name: load_file(folder / f"{name}.safetensors") for name in RUNS}
+    runs = {name: [*extra, *words] for name, words in RUNS.items()}
+    found = run_steps(packed, folder, config, processes, runs, N_STEPS)
+    return {name: tensors for name, (tensors, _) in found.items()}
 
 
 @pytest.fixture(scope="module")

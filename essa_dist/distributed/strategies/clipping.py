@@ -5,9 +5,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from essa_dist.distributed.collectives import all_reduce_sum
+from essa_dist.distributed.collectives import all_reduce_sum, local
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,3 @@ def clip(
     for factor, part in zip(factors, parts.values(), strict=True):
         torch._foreach_mul_(part, factor)
     return norms.max()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard; of an ordinary tensor the whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -8,12 +8,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from essa_dist.distributed.collectives import rank
-from essa_dist.distributed.strategies.clipping import Clipping, local
-from essa_dist.distributed.strategies.interface import Part
+from essa_dist.distributed.collectives import local, rank
+from essa_dist.distributed.strategies.interface import Part, whole
 from essa_dist.distributed.strategies.moments import moments
-from essa_dist.distributed.strategies.replicated import Replicated, whole
-from essa_dist.objectives import DINOv2Objective
+from essa_dist.distributed.strategies.replicated import Replicated
 
 
 class FSDP2(Replicated):
@@ -21,15 +19,8 @@ class FSDP2(Replicated):
 
     sharded = True
 
-    def prepare(
-        self,
-        objective: DINOv2Objective,
-        optimizer: torch.optim.Optimizer,
-        clipping: Clipping,
-        *,
-        micro_batch: int,
-    ) -> None:
-        self.objective, self.clipping = objective, clipping
+    def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
+        objective = self.objective
         blocks = {type(block).__name__ for block in objective.backbone.vit.blocks}
         # What Accelerate shards one by one, where its own configuration names nothing.
         objective._no_split_modules = sorted(blocks | {"DINOHead"})  # type: ignore[assignment]
@@ -70,9 +61,7 @@ class FSDP2(Replicated):
                     yield whole(f"optimizer/{name}/{kind}", local(moment))
         for name, parameter in branches.teachers.items():
             yield shard(f"teacher/{name}", parameter, parameter)
-        if rank() == 0:
-            for name, buffer in self.objective.named_buffers():
-                yield whole(f"buffers/{name}", buffer)
+        yield from self.buffer_parts()
 
     def own(self, parameter: Tensor, whole: Tensor) -> Tensor:
         assert isinstance(parameter, DTensor)

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from essa_dist.distributed.collectives import rank
 from essa_dist.distributed.strategies.clipping import Clipping
 from essa_dist.objectives import DINOv2Objective
 
@@ -40,6 +41,11 @@ class Part:
     """Flat, on the device; a view of live state that the next update changes."""
 
 
+def whole(name: str, tensor: Tensor) -> Part:
+    """All of ``tensor``."""
+    return Part(name, tensor.shape, 0, tensor.detach().flatten())
+
+
 class Strategy(ABC):
     """One way of spreading a run; see the module's text for a step."""
 
@@ -49,10 +55,13 @@ class Strategy(ABC):
     objective: DINOv2Objective
     model: nn.Module
     """What to call in place of the objective."""
+    clipping: Clipping
     optimizer: torch.optim.Optimizer
     """Whose ``param_groups`` take learning rates and weight decays."""
 
-    @abstractmethod
+    def __init__(self, accelerator: Accelerator, name: str) -> None:
+        self.accelerator, self.name = accelerator, name
+
     def prepare(
         self,
         objective: DINOv2Objective,
@@ -62,6 +71,12 @@ class Strategy(ABC):
         micro_batch: int,
     ) -> None:
         """Wrap; ``micro_batch`` images are what one rank sees in one forward. Once, before anything else."""
+        self.objective, self.clipping = objective, clipping
+        self.wrap(optimizer, micro_batch=micro_batch)
+
+    @abstractmethod
+    def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
+        """Set ``model`` and ``optimizer``, from the objective and ``optimizer``."""
 
     @abstractmethod
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
@@ -95,13 +110,44 @@ class Strategy(ABC):
         optimizer state. No communication.
         """
 
-    @abstractmethod
     def shapes(self) -> dict[str, torch.Size]:
         """Names and whole shapes of what a checkpoint must hold (``student/``, ``teacher/``, ``buffers/``), on every rank."""
+        branches = self.objective.branches
+        kinds = (("student", branches.students), ("teacher", branches.teachers))
+        trained = {
+            f"{kind}/{name}": self.whole_shape(p) for kind, group in kinds for name, p in group.items()
+        }
+        return trained | {f"buffers/{name}": b.shape for name, b in self.objective.named_buffers()}
 
-    @abstractmethod
+    def whole_shape(self, parameter: Tensor) -> torch.Size:
+        """Of the whole tensor of which ``parameter`` may be a part."""
+        return parameter.shape
+
+    def buffer_parts(self) -> Iterator[Part]:
+        """Buffers are alike on all ranks, so rank 0 gives them."""
+        if rank() == 0:
+            for name, buffer in self.objective.named_buffers():
+                yield whole(f"buffers/{name}", buffer)
+
+    @torch.no_grad()
     def fill(self, name: str, whole: Tensor) -> None:
         """Take this rank's part of a whole tensor; on every rank, in any order, then :meth:`filled`. No communication."""
+        kind, _, rest = name.partition("/")
+        if kind == "buffers":
+            self.objective.get_buffer(rest).copy_(whole)
+        elif kind == "optimizer":
+            owner, _, moment = rest.rpartition("/")
+            self.fill_moment(owner, moment, whole)
+        else:
+            self.fill_parameter(kind, rest, whole)
+
+    @abstractmethod
+    def fill_parameter(self, branch: str, name: str, whole: Tensor) -> None:
+        """``branch``: student or teacher."""
+
+    @abstractmethod
+    def fill_moment(self, name: str, kind: str, whole: Tensor) -> None:
+        """``kind``: exp_avg, exp_avg_sq or step, of the student tensor ``name``."""
 
     @abstractmethod
     def filled(self) -> None:

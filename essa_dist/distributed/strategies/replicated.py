@@ -5,35 +5,26 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from essa_dist.distributed.collectives import rank
-from essa_dist.distributed.strategies.clipping import Clipping, clip_gradients
-from essa_dist.distributed.strategies.interface import Part, Strategy
+from essa_dist.distributed.strategies.clipping import clip_gradients
+from essa_dist.distributed.strategies.interface import Part, Strategy, whole
 from essa_dist.distributed.strategies.moments import fill_moment, moments
-from essa_dist.objectives import DINOv2Objective
 
 
 class Replicated(Strategy):
     """``single`` and ``ddp``."""
 
-    def __init__(self, accelerator: Accelerator, name: str) -> None:
-        self.accelerator, self.name = accelerator, name
+    sharded = False
+    """Whether ranks hold different parts of a tensor."""
 
-    def prepare(
-        self,
-        objective: DINOv2Objective,
-        optimizer: torch.optim.Optimizer,
-        clipping: Clipping,
-        *,
-        micro_batch: int,
-    ) -> None:
-        self.objective, self.optimizer, self.clipping = objective, optimizer, clipping
+    def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
+        self.optimizer = optimizer
         # Not the optimizer: all that Accelerate would add to it is a loss scale, which is the engine's.
         with warnings.catch_warnings():  # of a newer name of an option that Accelerate passes on to DDP
             warnings.simplefilter("ignore", FutureWarning)
-            self.model = self.accelerator.prepare_model(objective)
+            self.model = self.accelerator.prepare_model(self.objective)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         if last:
@@ -54,9 +45,6 @@ class Replicated(Strategy):
         self.discard()
         return norm, applied
 
-    sharded = False
-    """Whether ranks hold different parts of a tensor."""
-
     def discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -73,27 +61,16 @@ class Replicated(Strategy):
                 yield whole(f"optimizer/{name}/{kind}", moment)
         for name, parameter in branches.teachers.items():
             yield whole(f"teacher/{name}", parameter)
-        for name, buffer in self.objective.named_buffers():
-            yield whole(f"buffers/{name}", buffer)
+        yield from self.buffer_parts()
 
-    def shapes(self) -> dict[str, torch.Size]:
+    def fill_parameter(self, branch: str, name: str, whole: Tensor) -> None:
         branches = self.objective.branches
-        kinds = (("student", branches.students), ("teacher", branches.teachers))
-        trained = {f"{kind}/{name}": p.shape for kind, group in kinds for name, p in group.items()}
-        return trained | {f"buffers/{name}": b.shape for name, b in self.objective.named_buffers()}
+        parameter = (branches.students if branch == "student" else branches.teachers)[name]
+        parameter.copy_(self.own(parameter, whole))
 
-    @torch.no_grad()
-    def fill(self, name: str, whole: Tensor) -> None:
-        kind, _, rest = name.partition("/")
-        branches = self.objective.branches
-        if kind == "optimizer":
-            parameter = branches.students[rest.rpartition("/")[0]]
-            fill_moment(self.optimizer, parameter, rest.rpartition("/")[2], self.own(parameter, whole))
-        elif kind == "buffers":
-            self.objective.get_buffer(rest).copy_(whole)
-        else:
-            parameter = (branches.students if kind == "student" else branches.teachers)[rest]
-            parameter.copy_(self.own(parameter, whole))
+    def fill_moment(self, name: str, kind: str, whole: Tensor) -> None:
+        parameter = self.objective.branches.students[name]
+        fill_moment(self.optimizer, parameter, kind, self.own(parameter, whole))
 
     def own(self, parameter: Tensor, whole: Tensor) -> Tensor:
         """What this rank holds of ``whole``, as ``parameter`` is laid out, on its device; scalars as they are."""
@@ -101,8 +78,3 @@ class Replicated(Strategy):
 
     def filled(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-
-
-def whole(name: str, tensor: Tensor) -> Part:
-    """All of ``tensor``."""
-    return Part(name, tensor.shape, 0, tensor.detach().flatten())

@@ -12,16 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from essa_dist.distributed.collectives import all_reduce_sum, rank
-from essa_dist.distributed.strategies.clipping import Clipping, clip
-from essa_dist.distributed.strategies.interface import Part, Strategy
+from essa_dist.distributed.strategies.clipping import clip
+from essa_dist.distributed.strategies.interface import Part, Strategy, whole
 from essa_dist.distributed.strategies.moments import MOMENTS
-from essa_dist.distributed.strategies.replicated import whole
 from essa_dist.distributed.strategies.zero_pieces import Piece, gradient, pieces, shard_of
-from essa_dist.objectives import DINOv2Objective
 
 BUCKET = 50_000_000
 """Numbers that are reduced together, unless the DeepSpeed config says otherwise; 200 MB."""
@@ -32,18 +29,8 @@ class ZeRO(Strategy):
 
     engine: Any  # a DeepSpeedEngine
 
-    def __init__(self, accelerator: Accelerator, name: str) -> None:
-        self.accelerator, self.name = accelerator, name
-
-    def prepare(
-        self,
-        objective: DINOv2Objective,
-        optimizer: torch.optim.Optimizer,
-        clipping: Clipping,
-        *,
-        micro_batch: int,
-    ) -> None:
-        self.objective, self.clipping = objective, clipping
+    def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
+        objective, clipping = self.objective, self.clipping
         self.groups = group_of(optimizer, objective.branches.students)
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         # DeepSpeed's default makes a bucket of 500 million numbers, 2 GB, even to send a LoRA of one million.
@@ -146,7 +133,7 @@ class ZeRO(Strategy):
     def parts(self) -> Iterator[Part]:
         branches = self.objective.branches
         for name, piece in self.pieces.items():
-            shape = self._shape(branches.students[name])
+            shape = self.whole_shape(branches.students[name])
             yield Part(f"student/{name}", shape, piece.start, piece.of(piece.flat))
             for kind in MOMENTS if self._steps(piece.flat) else ():
                 moment = self.optimizer.state[piece.flat][kind]
@@ -158,8 +145,7 @@ class ZeRO(Strategy):
                 if steps[self.groups[name]]:
                     step = torch.tensor(steps[self.groups[name]])
                     yield whole(f"optimizer/{name}/step", step)
-            for name, buffer in self.objective.named_buffers():
-                yield whole(f"buffers/{name}", buffer)
+        yield from self.buffer_parts()
 
     def _steps(self, flat: Tensor) -> float:
         """How often this partition was stepped."""
@@ -170,42 +156,25 @@ class ZeRO(Strategy):
         for name, teacher in self.objective.branches.teachers.items():
             if self.stage == 3:
                 start, values = shard_of(teacher)
-                yield Part(f"teacher/{name}", self._shape(teacher), start, values)
+                yield Part(f"teacher/{name}", self.whole_shape(teacher), start, values)
             elif rank() == 0:
                 yield whole(f"teacher/{name}", teacher)
 
-    def _shape(self, parameter: Any) -> torch.Size:
+    def whole_shape(self, parameter: Any) -> torch.Size:
         return torch.Size(parameter.ds_shape) if self.stage == 3 else parameter.shape
 
-    def shapes(self) -> dict[str, torch.Size]:
+    def fill_parameter(self, branch: str, name: str, whole: Tensor) -> None:
         branches = self.objective.branches
-        kinds = (("student", branches.students), ("teacher", branches.teachers))
-        trained = {f"{kind}/{name}": self._shape(p) for kind, group in kinds for name, p in group.items()}
-        return trained | {f"buffers/{name}": b.shape for name, b in self.objective.named_buffers()}
-
-    @torch.no_grad()
-    def fill(self, name: str, whole: Tensor) -> None:
-        kind, _, rest = name.partition("/")
-        branches = self.objective.branches
-        if kind == "buffers":
-            self.objective.get_buffer(rest).copy_(whole)
-        elif kind == "optimizer":
-            name, _, kind = rest.rpartition("/")
-            self._fill_moment(name, kind, whole)
-        else:
-            parameter = (branches.students if kind == "student" else branches.teachers)[rest]
-            self._fill_parameter(parameter, whole)
-            if kind == "student" and rest in self.pieces:
-                self.pieces[rest].take(self.pieces[rest].flat, whole)
-
-    def _fill_parameter(self, parameter: Any, whole: Tensor) -> None:
+        parameter: Any = (branches.students if branch == "student" else branches.teachers)[name]
         if self.stage == 3:
             start, values = shard_of(parameter)
             values.copy_(whole.flatten()[start : start + values.numel()])
         if parameter.numel():
             parameter.data.copy_(whole)
+        if branch == "student" and name in self.pieces:
+            self.pieces[name].take(self.pieces[name].flat, whole)
 
-    def _fill_moment(self, name: str, kind: str, whole: Tensor) -> None:
+    def fill_moment(self, name: str, kind: str, whole: Tensor) -> None:
         for group, flat in self._partitions():
             if group != self.groups[name]:
                 continue

@@ -11,12 +11,13 @@ from safetensors import SafetensorError, safe_open
 from essa_dist.backbones.weights import misfits, other_trunk
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.strategies.interface import Strategy
+from essa_dist.distributed.strategies.moments import MOMENTS
 from essa_dist.engine.saving import checkpoint
 from essa_dist.engine.saving.tensorfile import DTYPES
 from essa_dist.errors import UsageError
 from essa_dist.runfolder import committed_checkpoints
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+KINDS = (*MOMENTS, "step")
 """What AdamW keeps of a tensor."""
 
 
@@ -82,7 +83,7 @@ def _examine(folder: Path, shapes: Mapping[str, torch.Size], trunk_sha256: str) 
         f"{name}/{kind}": torch.empty((), device="meta") if kind == "step" else tensor
         for name, tensor in students.items()
         if name in stepped
-        for kind in MOMENTS
+        for kind in KINDS
     }
     _check_fit(folder, expected, moments)
     return {"state": state | {"folder": str(folder)}, "tensors": found}
