@@ -42,7 +42,8 @@ def train(folder: Path, saves: int, every: int) -> None:
     from essa_dist.distributed.collectives import leave
     from essa_dist.distributed.environment import make_accelerator
     from essa_dist.distributed.messages import Channel
-    from essa_dist.engine.build import DTYPES, build
+    from essa_dist.engine.adapt import Adaptation
+    from essa_dist.engine.build import DTYPES
     from essa_dist.engine.config import RunConfig
     from essa_dist.engine.optim import step_values
     from essa_dist.engine.saving.saver import Saver
@@ -51,7 +52,7 @@ def train(folder: Path, saves: int, every: int) -> None:
 
     config = load(RunConfig, None, [*WORDS, f"data.train={folder / 'packed'}", f"out={folder / 'run'}"])
     torch.set_num_threads(1)
-    training = build(config, make_accelerator(cpu=True))
+    training = Adaptation(config).build(make_accelerator(cpu=True))
     backbone, channel = training.objective.backbone, Channel()
     channel.together(lambda: (folder / "run" / "checkpoints").mkdir(parents=True))
     saver = Saver(folder / "run", training.strategy, channel, keep=1)

@@ -19,9 +19,9 @@ from essa_dist import runfolder
 from essa_dist.adapters import label
 from essa_dist.backbones import Backbone, build_backbone
 from essa_dist.data.shards import PackedImages, open_packed
+from essa_dist.engine.adapt import adapt
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.recording.record import check_out, versions
-from essa_dist.engine.train import adapt
 from essa_dist.evaluation import ProbeConfig, evaluate_model
 from essa_dist.export import ExportConfig, export
 from essa_dist.export.models import load_model

@@ -82,7 +82,7 @@ VERBS: dict[str, Verb] = {
         "essa data verify PACKED",
     ),
     "adapt": Verb(
-        "essa_dist.engine.train",
+        "essa_dist.engine.adapt",
         "adapt",
         "essa_dist.config:RunConfig",
         "adapt a vision transformer to unlabelled images",
@@ -95,6 +95,14 @@ VERBS: dict[str, Verb] = {
         "measure frozen features on labelled images (knn | linear)",
         "protocol",
         "essa evaluate knn model=RUN bank=PACKED test=PACKED",
+    ),
+    "embed": Verb(
+        "essa_dist.inference.embed",
+        "embed",
+        "essa_dist.inference.embed:EmbedConfig",
+        "write the features of any images by any model as Parquet or npz",
+        "model",
+        "essa embed RUN images=IMAGES out=FEATURES",
     ),
     "export": Verb(
         "essa_dist.export",

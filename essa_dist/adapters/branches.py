@@ -23,11 +23,14 @@ class Branches:
 
     ``compute_dtype``: trained tensors are kept as they are (fp32 masters) and cast to it for the computation.
     Build it when everything trainable is in place and before any wrapper. Trained tensors must belong to modules
-    that are entered by a call (``module(x)``), for the choice is made by forward hooks.
+    that are entered by a call (``module(x)``), for the choice is made by forward hooks. Without ``teacher`` there is
+    the student only, as supervised adaptation wants it.
     """
 
-    def __init__(self, root: nn.Module, *, compute_dtype: torch.dtype = torch.float32) -> None:
-        self.root = root
+    def __init__(
+        self, root: nn.Module, *, compute_dtype: torch.dtype = torch.float32, teacher: bool = True
+    ) -> None:
+        self.root, self.has_teacher = root, teacher
         self.active = "student"
         self.compute_dtype = compute_dtype
         self.students: dict[str, nn.Parameter] = {}
@@ -44,11 +47,11 @@ class Branches:
         self._hooks: list[RemovableHandle] = []
         for prefix, module in list(root.named_modules()):
             names = [name for name, p in module._parameters.items() if p is not None and p.requires_grad]
-            for name in names:
+            for name in names if teacher else ():
                 student = module._parameters[name]
                 assert isinstance(student, nn.Parameter)
-                teacher = nn.Parameter(student.detach().clone(), requires_grad=False)
-                module.register_parameter(name + SUFFIX, teacher)
+                copied = nn.Parameter(student.detach().clone(), requires_grad=False)
+                module.register_parameter(name + SUFFIX, copied)
             if names:
                 self._owners.append((f"{prefix}." if prefix else "", module, names))
         self.attach()
@@ -63,10 +66,13 @@ class Branches:
         self._hooks = []
         for prefix, module, names in self._owners:
             for name in names:
-                student, teacher = module._parameters[name], module._parameters[name + SUFFIX]
+                student = module._parameters[name]
                 assert student is not None
-                assert teacher is not None
-                self.students[prefix + name], self.teachers[prefix + name] = student, teacher
+                self.students[prefix + name] = student
+                if self.has_teacher:
+                    teacher = module._parameters[name + SUFFIX]
+                    assert teacher is not None
+                    self.teachers[prefix + name] = teacher
             self._choose_on_entry(prefix, module, names)
 
     def _choose_on_entry(self, prefix: str, module: nn.Module, names: list[str]) -> None:
@@ -129,7 +135,7 @@ class Branches:
 
         Of sharded tensors each process moves its own shards, without a word to the others.
         """
-        if not self.students:  # torch's foreach refuses an empty list
+        if not self.teachers:  # torch's foreach refuses an empty list
             return
         teachers = [local(teacher) for teacher in self.teachers.values()]
         students = [local(student) for student in self.students.values()]
@@ -139,5 +145,5 @@ class Branches:
     @torch.no_grad()
     def reset_teacher(self) -> None:
         """Make the teacher equal to the student again, after weights were loaded or heads were initialised."""
-        if self.students:
+        if self.teachers:
             torch._foreach_copy_(list(self.teachers.values()), list(self.students.values()))

@@ -4,8 +4,9 @@ Shapes: B samples on this rank, L local crops per sample (may be 0), H x W and h
 a local crop, N the patches of a global crop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +15,45 @@ from essa_dist.errors import UsageError
 
 GREY = (0.299, 0.587, 0.114)
 """Red, green and blue in grey by ITU-R BT.601; their sum is 1, so grey images stay what they are."""
+
+
+class TrainingBatch(Protocol):
+    """What the loop knows of a batch, whatever is learnt from it."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The sample keys."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Global step, from 0."""
+        ...
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """``shard:key`` of samples that could not be decoded for this batch and were replaced."""
+        ...
+
+    @property
+    def fallback(self) -> int:
+        """How many samples DALI left to the host."""
+        ...
+
+    def to(
+        self,
+        device: torch.device | str,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """On ``device``, with pixels normalised."""
+        ...
+
+    def split(self, n: int) -> Iterator[Self]:
+        """In ``n`` equal parts, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +99,21 @@ class Batch:
             local_crops=normalise(self.local_crops.to(device, non_blocking=True), mean, std, dtype),
             masks=self.masks.to(device, non_blocking=True),
         )
+
+    def split(self, n: int) -> Iterator["Batch"]:
+        """In ``n`` equal parts, in order. Raises ValueError where the images can't be divided so."""
+        size, rest = divmod(self.global_crops.shape[1], n)
+        if rest:
+            raise ValueError(f"{self.global_crops.shape[1]} images can't be cut into {n} equal micro-batches")
+        for start in range(0, n * size, size):
+            part = slice(start, start + size)
+            yield replace(
+                self,
+                global_crops=self.global_crops[:, part],
+                local_crops=self.local_crops[:, part],
+                masks=self.masks[:, part],
+                keys=self.keys[part],
+            )
 
     def pin_memory(self) -> "Batch":
         """Copy to page-locked memory, from which CUDA copies asynchronously. The DataLoader calls this."""

@@ -4,14 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
+from dataclasses import fields
 from queue import Empty, Full, Queue
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from essa_dist.data.batch import Batch
+from essa_dist.data.batch import TrainingBatch
 
-Move = Callable[[Batch], Batch]
+B = TypeVar("B", bound=TrainingBatch)
 
 POLL_S = 0.1
 """How soon the background thread notices that its reader has gone."""
@@ -20,7 +21,7 @@ GIVE_UP_S = 5.0
 
 
 class _Ready(NamedTuple):
-    batch: Batch
+    batch: Any
     copied: torch.cuda.Event | None
 
 
@@ -29,8 +30,12 @@ class _Ended(NamedTuple):
 
 
 def prefetch(
-    batches: Generator[Batch, None, None], move: Move, device: torch.device, *, threaded: bool | None = None
-) -> Generator[Batch, None, None]:
+    batches: Generator[B, None, None],
+    move: Callable[[B], B],
+    device: torch.device,
+    *,
+    threaded: bool | None = None,
+) -> Generator[B, None, None]:
     """``move(batch)`` of each batch, one batch ahead of the reader.
 
     ``threaded`` (None: on CUDA): a thread waits for the workers and copies on a stream of its own, so neither the wait
@@ -69,8 +74,8 @@ def prefetch(
 
 
 def _work(
-    batches: Generator[Batch, None, None],
-    move: Move,
+    batches: Generator[B, None, None],
+    move: Callable[[B], B],
     device: torch.device,
     ready: "Queue[_Ready | _Ended]",
     stop: threading.Event,
@@ -104,9 +109,11 @@ def _drain(ready: "Queue[_Ready | _Ended]") -> None:
         ready.get_nowait()
 
 
-def _hand_over(batch: Batch, copied: torch.cuda.Event) -> None:
+def _hand_over(batch: Any, copied: torch.cuda.Event) -> None:
     """The reader's stream waits for the copy, and its memory isn't given to another tensor before that stream is done."""
     current = torch.cuda.current_stream()
     current.wait_event(copied)
-    for tensor in (batch.global_crops, batch.local_crops, batch.masks):
-        tensor.record_stream(current)
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            value.record_stream(current)

@@ -1,6 +1,6 @@
-"""RunConfig: everything that ``essa adapt`` can be told."""
+"""What a run can be told: every run, and ``essa adapt``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,7 +13,7 @@ from essa_dist.engine.recording.canary import CanaryConfig
 from essa_dist.engine.recording.profile import ProfileConfig
 from essa_dist.engine.recording.trackers import TrackerName
 from essa_dist.engine.schedules import Duration, ScheduleConfig
-from essa_dist.engine.watching.guard import GuardConfig
+from essa_dist.engine.watching.guard import CollapseGuardConfig, GuardConfig
 from essa_dist.objectives import DINOv2Config
 from essa_dist.settings import Config
 
@@ -29,7 +29,9 @@ class CheckpointConfig(Config):
     """How many of the newest checkpoints are kept."""
 
 
-class RunConfig(Config):
+class JobConfig(Config):
+    """What every run that trains can be told."""
+
     out: str
     """The run's folder; must not exist unless resume or overwrite says otherwise."""
     resume: bool = False
@@ -63,29 +65,42 @@ class RunConfig(Config):
     """The vision transformer and its pretrained weights."""
     adapter: AdapterConfig = APLAConfig()
     """What is trained of it."""
-    objective: DINOv2Config = DINOv2Config()
-    """The self-supervised objective and its heads."""
-    data: DataConfig = DataConfig()
-    """Images, crops and masks."""
     optim: OptimConfig = OptimConfig()
-    """AdamW."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """What changes over the run."""
+    """The optimizer."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save, how much to keep."""
     guard: GuardConfig = GuardConfig()
-    """When to warn of collapse."""
-    canary: CanaryConfig = CanaryConfig()
-    """Looks at the teacher's features during the run, and what follows from them."""
+    """When to warn, and when to give up."""
     profile: ProfileConfig = ProfileConfig()
     """A few steps under torch's profiler."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "RunConfig":
+    def _consistent(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}"
             )
+        if self.resume and self.overwrite:
+            raise ValueError("resume=true and overwrite=true contradict each other: choose one")
+        return self
+
+
+class RunConfig(JobConfig):
+    """Everything that ``essa adapt`` can be told."""
+
+    objective: DINOv2Config = DINOv2Config()
+    """The self-supervised objective and its heads."""
+    data: DataConfig = DataConfig()
+    """Images, crops and masks."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """What changes over the run."""
+    guard: CollapseGuardConfig = CollapseGuardConfig()
+    """When to warn, of collapse too, and when to give up."""
+    canary: CanaryConfig = CanaryConfig()
+    """Looks at the teacher's features during the run, and what follows from them."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
         whole = self.objective.koleo_over == "update"
         if self.objective.koleo_weight > 0 and self.batch_size // (1 if whole else self.accumulate) < 2:
             raise ValueError(
@@ -96,6 +111,4 @@ class RunConfig(Config):
             raise ValueError(
                 "data.masks.probability=0 leaves iBOT nothing to predict: raise it or set objective.ibot_weight=0"
             )
-        if self.resume and self.overwrite:
-            raise ValueError("resume=true and overwrite=true contradict each other: choose one")
         return self

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from essa_dist.data.batch import Batch
+from essa_dist.data.batch import TrainingBatch
 from essa_dist.distributed.collectives import all_reduce_sum, world_size
 from essa_dist.distributed.strategies import Strategy
 from essa_dist.engine.first_gradients import check_gradients
@@ -13,7 +13,6 @@ from essa_dist.engine.loss_scale import LossScale
 from essa_dist.engine.optim import held_back, set_values
 from essa_dist.engine.schedules import StepValues
 from essa_dist.engine.watching.heartbeat import Place
-from essa_dist.objectives import prepare
 
 
 class NotFiniteError(ArithmeticError):
@@ -29,7 +28,7 @@ class NotFiniteError(ArithmeticError):
 
 def train_step(
     strategy: Strategy,
-    batch: Batch,  # normalised, on the device
+    batch: TrainingBatch,  # normalised, on the device
     values: StepValues,
     *,
     accumulate: int,
@@ -47,11 +46,10 @@ def train_step(
     set_values(strategy.optimizer, values)
     branches.held = held_back(branches.students, values)
     report: dict[str, Tensor] = {}
-    temp = values.teacher_temp
-    parts = prepare(strategy.objective, strategy.model, batch, accumulate, teacher_temp=temp)
-    for i, (micro, known) in enumerate(parts, start=1):
+    parts = strategy.objective.micro_batches(strategy.model, batch, accumulate, values)
+    for i, (micro, options) in enumerate(parts, start=1):
         with strategy.micro_batch(last=i == accumulate):
-            losses = strategy.model(micro, teacher_temp=temp, known=known, diagnose=diagnose)
+            losses = strategy.model(micro, diagnose=diagnose, **options)
             strategy.backward(losses["total"] / accumulate, scale=loss_scale.scale)
         for name, value in losses.items():
             report[name] = report.get(name, 0.0) + value.detach().float() / accumulate

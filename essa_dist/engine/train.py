@@ -1,4 +1,4 @@
-"""Self-supervised adaptation: the loop."""
+"""The loop of every run that trains."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from essa_dist import runfolder
 from essa_dist.backbones.weights import file_sha256
-from essa_dist.data.batch import Batch
+from essa_dist.data.batch import TrainingBatch
 from essa_dist.data.ledger import Ledger
 from essa_dist.data.manifest import MANIFEST_FILE
 from essa_dist.data.prefetch import prefetch
@@ -24,11 +24,11 @@ from essa_dist.distributed.environment import make_accelerator
 from essa_dist.distributed.first_cause import compare_by, is_broken_collective
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.restart import join_anew
-from essa_dist.engine.build import DTYPES, Training, build
-from essa_dist.engine.config import RunConfig
-from essa_dist.engine.optim import step_values
-from essa_dist.engine.recording.canary import Canary
-from essa_dist.engine.recording.observer import Observer, open_canary
+from essa_dist.engine.build import DTYPES, Training
+from essa_dist.engine.config import JobConfig
+from essa_dist.engine.job import Job
+from essa_dist.engine.recording.look import Look
+from essa_dist.engine.recording.observer import Observer
 from essa_dist.engine.recording.record import check_out, run_folder, versions
 from essa_dist.engine.recording.trackers import check_trackers
 from essa_dist.engine.saving import restore
@@ -37,9 +37,8 @@ from essa_dist.engine.saving.storage import preflight
 from essa_dist.engine.schedules import StepValues, in_steps
 from essa_dist.engine.step import NotFiniteError, train_step
 from essa_dist.engine.watching.exchange import own_connection
-from essa_dist.engine.watching.guard import CollapseWatch
 from essa_dist.engine.watching.heartbeat import Place
-from essa_dist.engine.watching.signals import NoBatch, StopSignals, stop_signals
+from essa_dist.engine.watching.signals import NoBatch, StopSignals
 from essa_dist.engine.watching.skips import SkipRecord, budget, cause
 from essa_dist.engine.watching.suspects import SampleWatch, blame, findings, in_words
 from essa_dist.engine.watching.watchdog import Watchdog, collective_timeout
@@ -50,17 +49,9 @@ from essa_dist.progress import Progress
 log = logging.getLogger(__name__)
 
 
-def adapt(config: RunConfig) -> dict[str, Any]:
-    """Adapt a backbone to unlabelled images and return a summary of the run (see ``words.summary``).
-
-    Raises UsageError, DataError, WeightsError before the first step; DivergedError when a loss is not finite;
-    Preempted after a signal, when the checkpoint is on disk.
-    """
-    with stop_signals() as signals:
-        return _adapt(config, signals)
-
-
-def _adapt(config: RunConfig, signals: StopSignals) -> dict[str, Any]:
+def run_job(job: Job[Any], signals: StopSignals) -> dict[str, Any]:
+    """Train to the end and return a summary of the run (see ``words.summary``). Raises what ``adapt`` lists."""
+    config = job.config
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "device=cuda, but there is no GPU that torch can use: say device=auto, or ask essa doctor"
@@ -75,25 +66,26 @@ def _adapt(config: RunConfig, signals: StopSignals) -> dict[str, Any]:
     rank, ranks = accelerator.process_index, accelerator.num_processes
     watchdog = Watchdog(config.guard, Path(config.out), rank=rank, world_size=ranks, store=own_connection())
     with watchdog:
-        return _start(config, accelerator, watchdog, signals)
+        return _start(job, accelerator, watchdog, signals)
 
 
 def _start(
-    config: RunConfig, accelerator: Accelerator, watchdog: Watchdog, signals: StopSignals
+    job: Job[Any], accelerator: Accelerator, watchdog: Watchdog, signals: StopSignals
 ) -> dict[str, Any]:
+    config = job.config
     channel = Channel()
     restored = channel.together(lambda: _check(config))  # before minutes of loading
-    training = build(config, accelerator, restored=restored)
+    training = job.build(accelerator, restored=restored)
     if config.resume:
         channel.together(lambda: restore.check_data(Path(config.out), identity(training.images)))
-    canary = open_canary(config, training)
+    look = job.open_look(training)
     with ExitStack() as held:
         # Only now: what can't be built leaves no folder behind.
         channel.together(lambda: str(held.enter_context(run_folder(config))))
-        return Run(config, training, watchdog, canary, channel).train(signals)
+        return Run(job, training, watchdog, look, channel).train(signals)
 
 
-def _check(config: RunConfig) -> bool:
+def _check(config: JobConfig) -> bool:
     """Whether the run goes on from a checkpoint; an error where it can't begin at all."""
     check_out(config)
     check_trackers(config.track)
@@ -105,13 +97,15 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
+        job: Job[Any],
         training: Training,
         watchdog: Watchdog,
-        canary: Canary | None,
+        look: Look | None,
         channel: Channel,
     ) -> None:
-        self.config, self.training, self.watchdog, self.canary = config, training, watchdog, canary
+        self.job, self.training, self.watchdog, self.look = job, training, watchdog, look
+        config: JobConfig = job.config
+        self.config = config
         self.channel = channel
         self.folder = Path(config.out)
         self.main = training.accelerator.is_main_process
@@ -122,7 +116,6 @@ class Run:
         self.samples = SampleWatch(training.objective, training.objective.backbone)
         self.device = training.accelerator.device
         self.save_every = max(1, in_steps(config.checkpoint.every, training.steps_per_epoch))
-        self.watch = CollapseWatch(config.guard, prototypes=config.objective.head.prototypes)
         self.last: dict[str, float] = {}
         self.saved = self.step  # of the newest checkpoint
         self.saver = self._saver()
@@ -131,13 +124,13 @@ class Run:
         t = self.training
         if not self.config.resume:
             return 0
-        state = restore.resume(self.folder, t.strategy, self.channel, trunk_sha256=t.trunk_sha256)
+        state = restore.resume(self.folder, t.strategy, self.channel, trunk_sha256=t.trunk.sha256)
         if state is None:
             return 0
         t.loss_scale.load(state.get("loss_scale", {}))
         self.skips = budget(self.config.guard, state)
-        if self.canary is not None:
-            self.canary.load(state.get("canary"))
+        if self.look is not None:
+            self.look.load(state.get(self.look.name))
         log.info("resumed from %s", state["folder"])
         return int(state["step"])
 
@@ -155,7 +148,7 @@ class Run:
         signals.remember()
         with (
             self.saver,
-            Observer(self.config, t, self.canary, start=start) as self.observer,
+            Observer(self.config, t, self.look, start=start) as self.observer,
             Progress(t.total_steps, self.config.batch_size, start=start) as progress,
             Ledger(
                 self.folder,
@@ -180,13 +173,9 @@ class Run:
                 enough = self.observer.reason_to_stop()
                 if enough or self._is_save(self.step):
                     self._save()
-                if enough:
-                    log.warning(
-                        "the canary stops the run after step %d of %d: %s",
-                        self.step,
-                        t.total_steps,
-                        enough,
-                    )
+                if enough and self.look is not None:
+                    why = (self.look.name, self.step, t.total_steps, enough)
+                    log.warning("the %s stops the run after step %d of %d: %s", *why)
                     break
         seconds, images = time.perf_counter() - begin, (self.step - start) * self.config.batch_size
         return {"out": str(self.folder), "step": self.step, "loss": self.last.get("total")} | summary(
@@ -203,8 +192,8 @@ class Run:
         return due or self.observer.wants_checkpoint
 
     def _until_stopped(
-        self, batches: Generator[Batch, None, None], signals: StopSignals
-    ) -> Iterator[tuple[Batch, float]]:
+        self, batches: Generator[Any, None, None], signals: StopSignals
+    ) -> Iterator[tuple[Any, float]]:
         """Each batch, ready on the device, with the seconds that the loop waited for it; ends the workers, however it ends.
 
         A step ends with a look at its loss, so the device is idle while the loop waits: the wait is all time lost to data.
@@ -242,12 +231,12 @@ class Run:
             f"{self.training.total_steps}{', where it had started' if self.step == start else ''}; go on with resume=true"
         )
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def _to_device(self, batch: TrainingBatch) -> TrainingBatch:
         backbone = self.training.objective.backbone
         dtype = DTYPES[self.config.precision]
         return batch.to(self.device, mean=backbone.mean, std=backbone.std, dtype=dtype)
 
-    def _one_step(self, batch: Batch) -> None:
+    def _one_step(self, batch: TrainingBatch) -> None:
         """Update once on a batch that is on the device."""
         t, c = self.training, self.config
         # Dropout and stochastic depth draw from a state that only seed, step and rank decide: resume is exact.
@@ -267,7 +256,7 @@ class Run:
             self._leave_out(batch, error)
             return
         if logged:
-            self._check_collapse(batch)
+            self.job.check(self.step + 1, batch, self.last, t)
 
     def _at(self, place: Place) -> None:
         self.watchdog.at(place)
@@ -276,32 +265,11 @@ class Run:
 
     def _values(self, step: int) -> StepValues:
         """The schedules at ``step``, from 0."""
-        t = self.training
-        return step_values(
-            step,
-            total=t.total_steps,
-            steps_per_epoch=t.steps_per_epoch,
-            optim=self.config.optim,
-            schedule=self.config.schedule,
-        )
-
-    def _check_collapse(self, batch: Batch) -> None:
-        rows = 2 * batch.global_crops.shape[1] // self.config.accumulate
-        self.watch.check(
-            self.step + 1,
-            rankme=self.last["rankme"],
-            max_rank=min(rows, self.training.objective.backbone.embed_dim),
-            prototype_entropy=self.last["prototype_entropy"],
-            teacher_entropy=self.last["teacher_entropy"],
-        )
+        return self.job.values(step, self.training)
 
     def _row(self) -> dict[str, float]:
         """This step's row of metrics.jsonl: losses and schedules, a function of the run alone."""
-        values = self._values(self.step - 1)  # those that the last update used
-        schedule = {
-            key: getattr(values, key)
-            for key in ("lr", "head_lr", "weight_decay", "head_weight_decay", "ema_momentum", "teacher_temp")
-        }
+        schedule = self.job.recorded(self._values(self.step - 1))  # those that the last update used
         losses = {("loss" if key == "total" else key): value for key, value in self.last.items()}
         scale = self.training.loss_scale
         more = {"loss_scale": scale.scale} if scale.enabled else {}
@@ -323,7 +291,7 @@ class Run:
             "total_steps": t.total_steps,
             "epoch": self.step / t.steps_per_epoch,
             "samples_seen": self.step * self.config.batch_size,
-            "trunk_sha256": t.trunk_sha256,
+            "trunk_sha256": t.trunk.sha256,
             "weights_source": t.objective.backbone.weights_source,
             "weights_sha256": t.objective.backbone.weights_sha256,
             **self.data,
@@ -331,11 +299,11 @@ class Run:
             "adapter": self.config.adapter.model_dump(),
             "loss_scale": t.loss_scale.state(),
             "skipped": self.skips.used,
-            **({} if self.canary is None else {"canary": self.canary.state()}),
+            **({} if self.look is None else {self.look.name: self.look.state()}),
             "versions": versions(),
         }
 
-    def _leave_out(self, batch: Batch, error: NotFiniteError) -> None:
+    def _leave_out(self, batch: TrainingBatch, error: NotFiniteError) -> None:
         """Go on without the update that was not made, and with a record of it; DivergedError on all ranks if it is one too many."""
         step, self.last = self.step + 1, error.report
         self.saver.wait()  # the channel is one thread's at a time

@@ -8,13 +8,13 @@ from essa_dist.adapters import label
 from essa_dist.data.stream import TarStream
 from essa_dist.distributed.environment import backend
 from essa_dist.engine.build import Training
-from essa_dist.engine.config import RunConfig
+from essa_dist.engine.config import JobConfig
 from essa_dist.progress import memory_gib
 
 log = logging.getLogger(__name__)
 
 
-def announce(training: Training, config: RunConfig) -> None:
+def announce(training: Training, config: JobConfig) -> None:
     """One line: what is trained, on how many images, for how long, on what."""
     t = training
     trained = t.trained.trunk
@@ -23,8 +23,8 @@ def announce(training: Training, config: RunConfig) -> None:
         t.objective.backbone.name,
         label(config.adapter),
         f"{trained:,}",
-        f"{t.trunk_parameters:,}",
-        100 * trained / t.trunk_parameters,
+        f"{t.trunk.parameters:,}",
+        100 * trained / t.trunk.parameters,
         f"{t.trained.heads:,}",
         f"tars drawn at random, {len(t.images)} samples an epoch"
         if isinstance(t.images, TarStream)
@@ -43,7 +43,7 @@ def summary(training: Training, checkpoint: Path, *, seconds: float, images: int
     """What was trained, where it is saved, and what it cost: ``images`` in ``seconds``, over all ranks."""
     return {
         "trainable_parameters": training.trained.trunk,
-        "trunk_parameters": training.trunk_parameters,
+        "trunk_parameters": training.trunk.parameters,
         "head_parameters": training.trained.heads,
         "checkpoint": str(checkpoint),
         # Only rank 0 needs the folder; on other machines it may not be there.

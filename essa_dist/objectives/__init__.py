@@ -1,7 +1,7 @@
 """Trunk, branches and losses put together: one page per objective."""
 
-from essa_dist.objectives.accumulation import Known, prepare
 from essa_dist.objectives.dinov2 import DINOv2Config, DINOv2Objective
 from essa_dist.objectives.embed import Embed
+from essa_dist.objectives.interface import Objective
 
-__all__ = ["DINOv2Config", "DINOv2Objective", "Embed", "Known", "prepare"]
+__all__ = ["DINOv2Config", "DINOv2Objective", "Embed", "Objective"]

@@ -104,30 +104,12 @@ def prepare(
 
     Call ``model(part, teacher_temp=..., known=known)`` for each, and ``objective.settle`` behind the update.
     """
-    parts = list(split(batch, micro_batches))
+    parts = list(batch.split(micro_batches))
     if micro_batches == 1 or not objective.surveys:
         return [(part, None) for part in parts]
     with torch.no_grad():
         known: list[Known] = model(Survey(parts, teacher_temp))
     return list(zip(parts, known, strict=True))
-
-
-def split(batch: Batch, micro_batches: int) -> Iterator[Batch]:
-    """``batch`` in equal parts, in order."""
-    size, rest = divmod(batch.global_crops.shape[1], micro_batches)
-    if rest:
-        raise ValueError(
-            f"{batch.global_crops.shape[1]} images can't be cut into {micro_batches} equal micro-batches"
-        )
-    for start in range(0, micro_batches * size, size):
-        part = slice(start, start + size)
-        yield replace(
-            batch,
-            global_crops=batch.global_crops[:, part],
-            local_crops=batch.local_crops[:, part],
-            masks=batch.masks[:, part],
-            keys=batch.keys[part],
-        )
 
 
 @contextmanager

@@ -5,11 +5,11 @@ Shapes: B images, L local crops, N patches of a global crop, M masked patches, C
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from essa_dist.adapters.branches import Branches
 from essa_dist.backbones.vit import Backbone, Features
@@ -18,11 +18,13 @@ from essa_dist.heads import DINOHead, HeadConfig
 from essa_dist.losses.centering import CENTERINGS, column_sums
 from essa_dist.losses.cross_entropy import dino_loss, ibot_loss
 from essa_dist.losses.koleo import koleo_loss
-from essa_dist.objectives.accumulation import Known, TeacherRows, drawing_from
+from essa_dist.objectives.accumulation import Known, TeacherRows, drawing_from, prepare
 from essa_dist.objectives.diagnostics import prototype_entropy, rankme, row_entropy
+from essa_dist.objectives.interface import Objective
 from essa_dist.settings import Config
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from essa_dist.engine.schedules import StepValues
 
 
 class DINOv2Config(Config):
@@ -44,11 +46,10 @@ class DINOv2Config(Config):
     """Projection head of masked patches: the same one, or one of its own."""
 
 
-class DINOv2Objective(nn.Module):
-    """One module with both branches of trunk and heads: what DDP, ZeRO or FSDP2 wraps.
+class DINOv2Objective(Objective):
+    """One module with both branches of trunk and heads; build through ``engine.build``."""
 
-    ``branches`` is made last, when the adapter is in place; build through ``engine.build``.
-    """
+    units: ClassVar[frozenset[str]] = frozenset({DINOHead.__name__})
 
     def __init__(self, backbone: Backbone, config: DINOv2Config, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -81,22 +82,15 @@ class DINOv2Objective(nn.Module):
         koleo = self.config.koleo_weight > 0 and self.config.koleo_over == "update"
         return koleo or self.dino_targets.surveys
 
-    @overload
-    def forward(
-        self, work: Batch, *, teacher_temp: float, known: Known | None = None, diagnose: bool = False
-    ) -> dict[str, Tensor]: ...
+    def micro_batches(
+        self, model: Callable[..., Any], batch: Batch, n: int, values: "StepValues"
+    ) -> list[tuple[Batch, dict[str, Any]]]:
+        """See :func:`~.accumulation.prepare`."""
+        temp = values.teacher_temp
+        parts = prepare(self, model, batch, n, teacher_temp=temp)
+        return [(part, {"teacher_temp": temp, "known": known}) for part, known in parts]
 
-    @overload
-    def forward(self, work: "Callable[[DINOv2Objective], Result]") -> Result: ...
-
-    def forward(self, work: Any, **options: Any) -> Any:
-        """Losses of a batch, or any other ``work(objective)`` that needs tensors.
-
-        Wrappers gather sharded tensors for the time of this call, so whatever computes with one has to come through it.
-        """
-        return self._losses(work, **options) if isinstance(work, Batch) else work(self)
-
-    def _losses(
+    def losses(
         self, batch: Batch, *, teacher_temp: float, known: Known | None = None, diagnose: bool = False
     ) -> dict[str, Tensor]:
         """Losses of one batch of normalised crops; ``total`` is the one to minimise, the others add up to it.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from essa_dist.backbones.vit import Features
-from essa_dist.objectives.dinov2 import DINOv2Objective
+from essa_dist.objectives.interface import Objective
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Embed:
     """[B, 3, H, W], normalised, in the precision that the trunk computes in"""
     branch: Literal["teacher", "student"] = "teacher"
 
-    def __call__(self, objective: DINOv2Objective) -> Features:
+    def __call__(self, objective: Objective) -> Features:
         if self.branch == "teacher":
             with objective.branches.teacher():
                 return self._features(objective)
@@ -34,6 +34,6 @@ class Embed:
         finally:
             objective.train(training)
 
-    def _features(self, objective: DINOv2Objective) -> Features:
+    def _features(self, objective: Objective) -> Features:
         features: Features = objective.backbone(self.images)
         return features

@@ -16,7 +16,8 @@ from essa_dist.data.batch import Batch
 from essa_dist.distributed.collectives import leave, rank, world_size
 from essa_dist.distributed.environment import make_accelerator
 from essa_dist.distributed.strategies import Strategy
-from essa_dist.engine.build import DTYPES, Training, build
+from essa_dist.engine.adapt import Adaptation
+from essa_dist.engine.build import DTYPES, Training
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.optim import step_values
 from essa_dist.engine.step import train_step
@@ -74,7 +75,7 @@ def one_step(training: Training, config: RunConfig, batch: Batch, step: int) -> 
 
 def run(overrides: list[str], n_steps: int, result: Path) -> None:
     config = load(RunConfig, None, overrides)
-    training = build(config, make_accelerator(cpu=True))
+    training = Adaptation(config).build(make_accelerator(cpu=True))
     strategy = training.strategy
     tensors = {"first": whole_tensors(strategy)}
     losses: dict[str, list[float]] = {}

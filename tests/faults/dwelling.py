@@ -17,8 +17,8 @@ from essa_dist.cli import main
 
 PLACES = {
     "settings": ("essa_dist.settings", "load", 1),
-    "weights": ("essa_dist.engine.build", "build_backbone", 1),
-    "standardization": ("essa_dist.engine.build", "standardize_heads", 1),
+    "weights": ("essa_dist.engine.adapt", "build_backbone", 1),
+    "standardization": ("essa_dist.engine.adapt", "standardize_heads", 1),
     "first batch": ("essa_dist.data.loader:CropLoader", "batches", 1),
     "step": ("essa_dist.objectives:DINOv2Objective", "forward", 3),
     "evaluation": ("essa_dist.engine.recording.canary:Canary", "look", 2),

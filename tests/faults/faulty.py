@@ -42,12 +42,12 @@ def on_batches(change: Callable[[Batch], Batch]) -> None:
 
 def on_forward(act: Callable[[Batch], Batch]) -> None:
     """``act`` before each forward pass."""
-    before = DINOv2Objective._losses
+    before = DINOv2Objective.losses
 
     def losses(self: DINOv2Objective, batch: Batch, **kwargs: Any) -> Any:
         return before(self, act(batch), **kwargs)
 
-    DINOv2Objective._losses = losses  # type: ignore[method-assign]
+    DINOv2Objective.losses = losses  # type: ignore[method-assign]
 
 
 def on_save(step: int, act: Callable[[], None]) -> None:

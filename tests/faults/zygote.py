@@ -134,7 +134,7 @@ def serve() -> None:
     """Until stdin closes: fork the ranks of each order, write their exit codes to files."""
     import torch.utils.tensorboard  # noqa: F401
 
-    import essa_dist.engine.train  # noqa: F401
+    import essa_dist.engine.adapt  # noqa: F401
     from tests.faults import faulty
 
     answers = os.fdopen(os.dup(1), "w")

@@ -15,7 +15,8 @@ from essa_dist.backbones.vit import Features
 from essa_dist.data.batch import Batch
 from essa_dist.heads import HeadConfig
 from essa_dist.losses.koleo import koleo_loss
-from essa_dist.objectives import DINOv2Config, DINOv2Objective, prepare
+from essa_dist.objectives import DINOv2Config, DINOv2Objective
+from essa_dist.objectives.accumulation import prepare
 
 B, L, SIDE, TEMP = 8, 2, 48, 0.05
 HEAD = HeadConfig(prototypes=16, hidden=8, bottleneck=4, init="kaiming")

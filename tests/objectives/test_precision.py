@@ -12,7 +12,8 @@ from essa_dist.adapters.full import FullConfig
 from essa_dist.backbones import BackboneConfig, build_backbone
 from essa_dist.data.batch import Batch
 from essa_dist.heads import HeadConfig
-from essa_dist.objectives import DINOv2Config, DINOv2Objective, prepare
+from essa_dist.objectives import DINOv2Config, DINOv2Objective
+from essa_dist.objectives.accumulation import prepare
 
 B, L, SIDE, TEMP = 6, 2, 48, 0.04
 SCALE = 1024.0

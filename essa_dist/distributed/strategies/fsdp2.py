@@ -23,7 +23,7 @@ class FSDP2(Replicated):
         objective = self.objective
         blocks = {type(block).__name__ for block in objective.backbone.vit.blocks}
         # What Accelerate shards one by one, where its own configuration names nothing.
-        objective._no_split_modules = sorted(blocks | {"DINOHead"})  # type: ignore[assignment]
+        objective._no_split_modules = sorted(blocks | objective.units)  # type: ignore[assignment]
         root, prepared = self.accelerator.prepare(objective, optimizer)
         self.model, self.optimizer = root, prepared.optimizer
         objective.branches.attach()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from essa_dist.distributed.collectives import rank
 from essa_dist.distributed.strategies.clipping import Clipping
-from essa_dist.objectives import DINOv2Objective
+from essa_dist.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Strategy(ABC):
     name: str
     """ddp, zero2, ...: what Accelerate really chose."""
     accelerator: Accelerator
-    objective: DINOv2Objective
+    objective: Objective
     model: nn.Module
     """What to call in place of the objective."""
     clipping: Clipping
@@ -64,7 +64,7 @@ class Strategy(ABC):
 
     def prepare(
         self,
-        objective: DINOv2Objective,
+        objective: Objective,
         optimizer: torch.optim.Optimizer,
         clipping: Clipping,
         *,

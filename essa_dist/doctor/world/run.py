@@ -116,7 +116,7 @@ def _trunk(config: "RunConfig") -> str | None:
 
 
 def _data(config: "RunConfig") -> str | None:
-    from essa_dist.engine.build import open_training_images
+    from essa_dist.engine.adapt import open_training_images
     from essa_dist.engine.train import identity
 
     return identity(open_training_images(config.data))["data_manifest_sha256"]

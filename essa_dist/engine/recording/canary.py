@@ -152,8 +152,10 @@ def halves(labels: NDArray[np.int64], patients: NDArray[np.int32] | None) -> NDA
 class Canary:
     """Looks, remembers the best, and says when to stop. Everything it knows is in :meth:`state`."""
 
-    def __init__(self, config: CanaryConfig, probe: Probe) -> None:
-        self.config, self.probe = config, probe
+    name = "canary"
+
+    def __init__(self, config: CanaryConfig, probe: Probe, embed: Embedder) -> None:
+        self.config, self.probe, self.embed = config, probe, embed
         self.start: float | None = None
         self.last: float | None = None
         self.best: float | None = None
@@ -161,9 +163,24 @@ class Canary:
         self.since_best = 0
         """Looks since then."""
 
-    def look(self, step: int, embed: Embedder) -> dict[str, float]:
+    @property
+    def every(self) -> Duration:
+        """How often it looks."""
+        return self.config.every or 0
+
+    @property
+    def wants_start(self) -> bool:
+        """Whether it has yet to see what it compares with."""
+        return self.start is None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the best look is the run's result."""
+        return self.config.rollback
+
+    def look(self, step: int) -> dict[str, float]:
         """The value after ``step`` updates and the best so far, as entries of a row of metrics; on all ranks."""
-        value = self.last = self.probe.value(embed)
+        value = self.last = self.probe.value(self.embed)
         if self.start is None:
             self.start = value
         if self.best is None or value > self.best:

@@ -9,15 +9,12 @@ from types import TracebackType
 from typing import Self
 
 import torch.distributed as dist
-from torch import Tensor
 
 from essa_dist import runfolder
-from essa_dist.data.batch import normalise
-from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.distributed.collectives import world_size
-from essa_dist.engine.build import DTYPES, Training
-from essa_dist.engine.config import RunConfig
-from essa_dist.engine.recording.canary import Canary, Embedder, Probe
+from essa_dist.engine.build import Training
+from essa_dist.engine.config import JobConfig
+from essa_dist.engine.recording.look import Look
 from essa_dist.engine.recording.metrics import Metrics
 from essa_dist.engine.recording.profile import ProfileWindow
 from essa_dist.engine.recording.record import flat
@@ -25,8 +22,6 @@ from essa_dist.engine.recording.telemetry import Telemetry
 from essa_dist.engine.recording.trackers import Trackers
 from essa_dist.engine.schedules import in_steps
 from essa_dist.engine.watching.stragglers import StragglerWatch
-from essa_dist.errors import UsageError
-from essa_dist.objectives import Embed
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +29,14 @@ log = logging.getLogger(__name__)
 class Observer:
     """A context manager around the loop, entered and told of every step by all ranks; only rank 0 writes."""
 
-    def __init__(self, config: RunConfig, training: Training, canary: Canary | None, *, start: int) -> None:
+    def __init__(self, config: JobConfig, training: Training, look: Look | None, *, start: int) -> None:
         """``start``: the step that was restored, 0 for a new run."""
-        self.config, self.training, self.canary, self.start = config, training, canary, start
+        self.config, self.training, self.look, self.start = config, training, look, start
         self.folder = Path(config.out)
         accelerator = training.accelerator
         self.main, self.device = accelerator.is_main_process, accelerator.device
         self.total = training.total_steps
-        self._every = in_steps(config.canary.every or 0, training.steps_per_epoch)
+        self._every = 0 if look is None else in_steps(look.every, training.steps_per_epoch)
         self._telemetry = Telemetry(self.device, communication_every=config.communication_every)
         self._profile = ProfileWindow(
             config.profile, self.folder, rank=accelerator.process_index, device=self.device
@@ -60,9 +55,9 @@ class Observer:
             opened.enter_context(self._profile)
             guard = self.config.guard
             self._stragglers = StragglerWatch(guard.slow_rank, patience=guard.patience, hosts=_hosts())
-            if self.canary is not None:
+            if self.look is not None:
                 self._mark_best()
-                if self.canary.start is None:
+                if self.look.wants_start:
                     self._metrics.write(
                         {"step": self.start, "epoch": self._epoch(self.start)} | self._look(self.start)
                     )
@@ -79,9 +74,9 @@ class Observer:
         return step % self.config.log_every == 0 or step == self.total or self.is_look(step)
 
     def is_look(self, step: int) -> bool:
-        """Whether the canary looks at the teacher after ``step``."""
+        """Whether there is a look after ``step``."""
         due = step == self.total or (self._every > 0 and step % self._every == 0)
-        return self.canary is not None and due
+        return self.look is not None and due
 
     @contextmanager
     def step(self, step: int, *, waited: float) -> Iterator[None]:
@@ -92,7 +87,7 @@ class Observer:
         self._profile.after(step)
 
     def record(self, step: int, row: Mapping[str, float], window: Mapping[str, float]) -> None:
-        """After a logged step: its ``row``, what was measured in a ``window`` of steps, the ranks and the canary."""
+        """After a logged step: its ``row``, what was measured in a ``window`` of steps, the ranks and the look."""
         whole = dict(row)
         self._new_best = False
         if self.is_look(step):
@@ -106,55 +101,26 @@ class Observer:
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the look after the last recorded step is the best, and its state is to be kept."""
-        return self._new_best and self.config.canary.rollback
+        return self._new_best and self.look is not None and self.look.keeps_best
 
     def reason_to_stop(self) -> str | None:
-        """The canary's, in words; None: go on."""
-        return self.canary.reason_to_stop() if self.canary is not None else None
+        """The look's, in words; None: go on."""
+        return self.look.reason_to_stop() if self.look is not None else None
 
     def _look(self, step: int) -> dict[str, float]:
-        assert self.canary is not None
-        found = self.canary.look(step, embedder(self.config, self.training))
-        self._new_best = self.canary.is_best(step)
+        assert self.look is not None
+        found = self.look.look(step)
+        self._new_best = self.look.is_best(step)
         self._mark_best()
         return found
 
     def _mark_best(self) -> None:
-        if self.main and self.canary is not None and self.canary.best is not None:
-            best = self.canary.best_step if self.config.canary.rollback else None
+        if self.main and self.look is not None and self.look.best is not None:
+            best = self.look.best_step if self.look.keeps_best else None
             runfolder.mark_best(self.folder, best)
 
     def _epoch(self, step: int) -> float:
         return step / self.training.steps_per_epoch
-
-
-def open_canary(config: RunConfig, training: Training) -> Canary | None:
-    """The canary that ``config`` asks for, its images read. Raises UsageError or DataError."""
-    settings, data = config.canary, config.data
-    if settings.every is None:
-        return None
-    images = training.images
-    if settings.data:
-        window = None if data.window == "header" else data.window
-        images = open_packed(settings.data, prefer=("val", "train"), window=window, cache=data.cache)
-    if not isinstance(images, PackedImages):
-        raise UsageError(
-            "data.order=stream names no images for the canary: give it a packed set, canary.data=PACKED"
-        )
-    return Canary(settings, Probe(images, settings, image_size=data.crops.global_size))
-
-
-def embedder(config: RunConfig, training: Training) -> Embedder:
-    """The teacher's class tokens, through the module that the strategy wrapped."""
-    backbone, device = training.objective.backbone, training.accelerator.device
-    dtype = DTYPES[config.precision]
-
-    def embed(pixels: Tensor) -> Tensor:
-        ready = normalise(pixels.to(device), backbone.mean, backbone.std, dtype)
-        cls: Tensor = training.strategy.model(Embed(ready)).cls
-        return cls
-
-    return embed
 
 
 def _hosts() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from essa_dist import runfolder
-from essa_dist.engine.config import RunConfig
+from essa_dist.engine.config import JobConfig
 from essa_dist.errors import UsageError
 from essa_dist.settings import load, to_yaml
 
@@ -50,7 +50,7 @@ _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 _NEW_CONFIG = f".{runfolder.CONFIG}.writing"
 
 
-def check_out(config: RunConfig) -> None:
+def check_out(config: JobConfig) -> None:
     """Whether the run may use ``config.out``; changes nothing.
 
     Raises UsageError when it exists and neither resume nor overwrite was asked for, when resume would continue
@@ -77,7 +77,7 @@ def check_out(config: RunConfig) -> None:
 
 
 @contextmanager
-def run_folder(config: RunConfig) -> Iterator[Path]:
+def run_folder(config: JobConfig) -> Iterator[Path]:
     """Hold the run's folder, made ready: new, emptied (overwrite) or as it was (resume).
 
     Raises what ``check_out`` does, and UsageError where another process trains in it.
@@ -140,14 +140,14 @@ def _empty(run: Path) -> None:
             path.unlink()
 
 
-def _check_same_run(config: RunConfig, run: Path) -> None:
+def _check_same_run(config: JobConfig, run: Path) -> None:
     if not (run / runfolder.CONFIG).is_file():
         raise UsageError(f"resume=true, but out={run} is not a run folder: it has no {runfolder.CONFIG}")
-    before, now = flat(load(RunConfig, run / runfolder.CONFIG).model_dump()), flat(config.model_dump())
+    before, now = flat(load(type(config), run / runfolder.CONFIG).model_dump()), flat(config.model_dump())
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _free(key, config)
+        if before.get(key) != now.get(key) and not _free(key, now)
     ]
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -156,8 +156,8 @@ def _check_same_run(config: RunConfig, run: Path) -> None:
         )
 
 
-def _free(key: str, config: RunConfig) -> bool:
-    if key == "data.train" and config.data.order == "stream":
+def _free(key: str, now: Mapping[str, Any]) -> bool:
+    if key == "data.train" and now.get("data.order") == "stream":
         return False  # tars without a manifest: who knows what they are
     return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
 

@@ -11,12 +11,6 @@ log = logging.getLogger(__name__)
 
 
 class GuardConfig(Config):
-    rankme_floor: float = Field(0.05, ge=0, le=1)
-    """Warn when the features' effective rank falls under this share of the largest possible one."""
-    entropy_floor: float = Field(0.05, ge=0, le=1)
-    """Warn when all images go to few prototypes: entropy of the mean target under this share of ln K."""
-    uniform_share: float = Field(0.99, gt=0, le=1)
-    """Warn when the teacher says nothing: mean entropy of its targets over this share of ln K."""
     patience: int = Field(50, ge=0)
     """Steps before the first warning, and between repetitions of the same one."""
     timeout_s: float = Field(600.0, ge=0)
@@ -31,10 +25,19 @@ class GuardConfig(Config):
     """End the run when so many updates in a row are not finite, whatever is left of the budget."""
 
 
+class CollapseGuardConfig(GuardConfig):
+    rankme_floor: float = Field(0.05, ge=0, le=1)
+    """Warn when the features' effective rank falls under this share of the largest possible one."""
+    entropy_floor: float = Field(0.05, ge=0, le=1)
+    """Warn when all images go to few prototypes: entropy of the mean target under this share of ln K."""
+    uniform_share: float = Field(0.99, gt=0, le=1)
+    """Warn when the teacher says nothing: mean entropy of its targets over this share of ln K."""
+
+
 class CollapseWatch:
     """Warns, with the number, when features or targets collapse; it never stops a run."""
 
-    def __init__(self, config: GuardConfig, *, prototypes: int) -> None:
+    def __init__(self, config: CollapseGuardConfig, *, prototypes: int) -> None:
         self.config = config
         self.log_prototypes = math.log(prototypes)
         self._last: dict[str, int] = {}

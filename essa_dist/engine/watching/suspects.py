@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from essa_dist.data.batch import Batch
-
 
 class SampleWatch:
     """Keeps, of the newest step, one number per image and crop that is finite where its class token is.
@@ -37,7 +35,7 @@ class SampleWatch:
         return list(found)
 
     def _enter(self, objective: nn.Module, args: tuple[Any, ...]) -> None:
-        batch = args[0] if args and isinstance(args[0], Batch) else None  # else other work than the losses
+        batch = args[0] if args and not callable(args[0]) else None  # else other work than the losses
         self._keys = batch.keys if batch else ()
         if batch and batch.step != self._step:
             self._step, self._seen = batch.step, []

@@ -190,30 +190,33 @@ def look(canary: Canary, values: list[float], monkeypatch: pytest.MonkeyPatch) -
     reasons = []
     for step, value in enumerate(values):
         monkeypatch.setattr(canary.probe, "value", lambda embed, value=value: value)
-        canary.look(step, colours)
+        canary.look(step)
         reasons.append(canary.reason_to_stop())
     return reasons
 
 
 def test_it_stops_at_a_drop_below_the_start(labelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = Canary(CanaryConfig(every=1, max_drop=0.1), probe(labelled))
+    of = Canary(CanaryConfig(every=1, max_drop=0.1), probe(labelled), colours)
     reasons = look(of, [0.8, 0.9, 0.73, 0.71], monkeypatch)
     assert reasons[:3] == [None] * 3
     assert "fell from 80.0 % to 71.0 %" in str(reasons[3])
 
 
 def test_it_stops_after_looks_without_a_new_best(labelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = Canary(CanaryConfig(every=1, stop_after=2), probe(labelled))
+    of = Canary(CanaryConfig(every=1, stop_after=2), probe(labelled), colours)
     reasons = look(of, [0.5, 0.6, 0.6, 0.7, 0.7, 0.69], monkeypatch)
     assert reasons[:5] == [None] * 5
     assert "70.0 % after step 3" in str(reasons[5])
-    watching = Canary(CanaryConfig(every=1), probe(labelled))
+    watching = Canary(CanaryConfig(every=1), probe(labelled), colours)
     assert look(watching, [0.9, 0.1, 0.1, 0.1], monkeypatch) == [None] * 4
 
 
 def test_values_of_another_probe_are_not_compared(labelled: str, caplog: pytest.LogCaptureFixture) -> None:
-    before, now = Canary(CanaryConfig(), probe(labelled)), Canary(CanaryConfig(), probe(labelled, images=30))
-    before.look(4, colours)
+    before, now = (
+        Canary(CanaryConfig(), probe(labelled), colours),
+        Canary(CanaryConfig(), probe(labelled, images=30), colours),
+    )
+    before.look(4)
     with caplog.at_level(logging.WARNING):
         now.load(before.state())
     assert now.best is None
