@@ -1,12 +1,15 @@
-"""Learning of the death of the process that started this one, which else would go unnoticed.
+"""This process and the one that started it: learning of its death, which else would go unnoticed, and telling it why we end.
 
 A launcher that is killed with ``kill -9`` can't end its ranks, nor a rank its data workers. On Linux the kernel can tell
 them: prctl(2), PR_SET_PDEATHSIG. Elsewhere the functions here do nothing.
 """
 
 import ctypes
+import json
 import os
 import sys
+import time
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _LAUNCHERS = ("RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
@@ -35,3 +38,20 @@ def orphaned() -> bool:
         return "python" not in os.path.basename(os.readlink("/proc/1/exe"))
     except OSError:  # another user's: no launcher of ours
         return True
+
+
+def leave_cause(text: str, *, is_first: bool) -> None:
+    """Leave why this rank ends where torchrun and ``accelerate launch`` look for it: they show it as the last thing they say.
+
+    They take the failure with the earliest time, in whole seconds, for the root cause: ``is_first`` makes it this one.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return
+    seconds = int(time.time()) + (0 if is_first else 2)
+    message = {"message": text, "extraInfo": {"timestamp": str(seconds)}}
+    with (
+        suppress(OSError),
+        open(file, "w", encoding="utf-8") as stream,
+    ):  # it is the launcher's; stderr has it all
+        json.dump({"message": message}, stream)

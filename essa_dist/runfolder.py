@@ -1,5 +1,6 @@
 """Where the parts of a run folder lie. Written by ``adapt``, read by evaluation, export and report."""
 
+from contextlib import suppress
 from pathlib import Path
 
 CONFIG = "config.yaml"
@@ -46,6 +47,18 @@ def best_checkpoint(run: Path) -> Path | None:
     except OSError:
         return None
     return next((folder for folder in committed_checkpoints(run) if folder.name == name), None)
+
+
+def take_back_start(run: Path) -> None:
+    """Undo what a start has made of ``run`` that ends before anything was trained, so that it can be made once more.
+
+    The lock stays, which another process may be waiting for.
+    """
+    checkpoints = run / CHECKPOINTS
+    with suppress(OSError):
+        if {path.name for path in run.iterdir()} <= {LOCK, CONFIG, CHECKPOINTS}:
+            checkpoints.rmdir()  # which fails where there is one
+            (run / CONFIG).unlink()
 
 
 def mark_best(run: Path, step: int | None) -> None:

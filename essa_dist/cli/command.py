@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from essa_dist import __version__
 from essa_dist.cli.failures import Failure, failure
 from essa_dist.cli.pages import FLAGS, overview, verb_page
-from essa_dist.cli.ranks import among_ranks, tell_launcher
+from essa_dist.cli.ranks import among_ranks
 from essa_dist.cli.results import to_json, to_text
-from essa_dist.cli.streams import rank, reserved_stdout, set_up_logging
+from essa_dist.cli.streams import lasting_streams, rank, reserved_stdout, set_up_logging
 from essa_dist.engine.watching.signals import stop_signals
 from essa_dist.errors import Preempted, UsageError
+from essa_dist.parent import leave_cause
 from essa_dist.verbs import VERBS, config_class, sort_words, verb_of
 
 _SHORT = {"-h": "--help", "-V": "--version"}
@@ -35,7 +36,11 @@ class Outcome(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 usage, 75 preempted and resumable, 130 Ctrl-C, 1 else."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: Sequence[str]) -> int:
     as_json = "--json" in words
     with reserved_stdout() if as_json else nullcontext(sys.stdout) as stdout:
         outcome = _run(words)
@@ -121,8 +126,8 @@ def _call(name: str, words: list[str]) -> Outcome:
 def _tell(error: BaseException, *, debug: bool = False) -> Failure:
     """Say on stderr what went wrong, unless another rank says it; what this process ends with."""
     verdict = among_ranks(error, failure(error))
-    tell_launcher(verdict)
     found = verdict.failure
+    leave_cause("\n".join(found.lines), is_first=verdict.is_told)
     if not (verdict.is_told or debug):
         return found
     who = f"essa[rank {rank()}]" if rank() else "essa"

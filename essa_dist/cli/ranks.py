@@ -1,16 +1,11 @@
 """A failure among many ranks: the first cause is told once, by the rank that had it."""
 
-import json
-import os
 import sys
-import time
 from typing import NamedTuple
 
 from essa_dist.cli.failures import Failure
 from essa_dist.cli.streams import is_first_on_node, rank, world_size
 from essa_dist.errors import Preempted, UsageError
-
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 class Verdict(NamedTuple):
@@ -23,14 +18,14 @@ class Verdict(NamedTuple):
 def among_ranks(error: BaseException, found: Failure) -> Verdict:
     """What a rank says of an ``error`` that was ``found`` to be so, and how it ends.
 
-    Ranks that have met compare notes; before that, a wrong setting is the same on all ranks of a machine, so one of them
-    says it.
+    Ranks that have met compare notes; before that, a wrong setting is the same on all ranks of a machine, and a signal
+    mostly came to all of them, so one of them says it.
     """
     torch_distributed = sys.modules.get(
         "torch.distributed"
     )  # a process that never imported it has no company
     if not (torch_distributed and torch_distributed.is_available() and torch_distributed.is_initialized()):
-        return Verdict(found, is_told=not isinstance(error, UsageError) or is_first_on_node())
+        return Verdict(found, is_told=not isinstance(error, (UsageError, Preempted)) or is_first_on_node())
     if torch_distributed.get_world_size() == 1:
         return Verdict(found, is_told=True)
     return _compare(error, found)
@@ -63,20 +58,3 @@ def _lost(ranks: list[int], found: Failure) -> Failure:
         ),
         1,
     )
-
-
-def tell_launcher(verdict: Verdict) -> None:
-    """Leave the cause where torchrun and ``accelerate launch`` look for it: they show it as the last thing they say.
-
-    They take the failure with the earliest time, in whole seconds, for the root cause.
-    """
-    file = os.environ.get(_ERROR_FILE)
-    if not file:
-        return
-    seconds = int(time.time()) + (0 if verdict.is_told else 2)
-    message = {"message": "\n".join(verdict.failure.lines), "extraInfo": {"timestamp": str(seconds)}}
-    try:
-        with open(file, "w", encoding="utf-8") as stream:
-            json.dump({"message": message}, stream)
-    except OSError:
-        return  # it is the launcher's; stderr has it all

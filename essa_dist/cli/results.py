@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from essa_dist.cli.evaluation import evaluation, suite
+
 _NAME_SHOWN = 48  # a longer name, as a reason is, doesn't widen the column
 _LIST_SHOWN = 8  # a longer list is named by its length only; the JSON has it whole
 
@@ -36,13 +38,19 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
 
         return side_by_side(result)
     if verb == "evaluate":
-        return f"{_evaluation(result)}\n"
+        return evaluation(result)
+    if verb == "evaluate suite":
+        return suite(result)
     if verb == "bench data":
         return "".join(f"{line}\n" for line in result["table"])
     if verb == "doctor" and "ranks" in result:
         from essa_dist.doctor.world.page import world_page
 
         return world_page(result)
+    if verb == "finetune":
+        from essa_dist.cli.finetuned import finetuned
+
+        return finetuned(result)
     if verb == "demo":
         from essa_dist.cli.before_after import before_after  # rich takes 50 ms that other verbs needn't pay
 
@@ -50,21 +58,6 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
     rows = list(_rows(result))
     width = max((len(name) for name, _ in rows if len(name) <= _NAME_SHOWN), default=0)
     return "".join(f"{name:<{width}}  {value}".rstrip() + "\n" for name, value in rows)
-
-
-def _evaluation(result: Mapping[str, Any]) -> str:
-    low, high = result["interval"]
-    k = f" (k={result['k']})" if result.get("k") is not None else ""
-    return (
-        f"{result['protocol']}{k} of {result['model']} at {result['image_size']} px: "
-        f"balanced accuracy {_percent(result['balanced_accuracy'])} "
-        f"(95 % interval {_percent(low)} to {_percent(high)}), accuracy {_percent(result['accuracy'])}; "
-        f"{result['n_test']} images tested, {result['n_bank']} in the bank, {len(result['classes'])} classes"
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _rows(result: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:

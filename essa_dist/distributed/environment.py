@@ -33,7 +33,23 @@ def wanted() -> str:
                 f"the launcher asks for FSDP version {version}: say fsdp_version: 2 in its config"
             )
         return "fsdp2"
-    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
+    return "ddp" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else "single"
+
+
+def check_told(wish: str) -> None:
+    """UsageError where what the launcher told can't be followed, such as what another one has left in the environment."""
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if wish == "zero" and file and not os.path.isfile(file):
+        raise UsageError(
+            f"the launcher's config names {file}, which is not in {os.getcwd()}: give the command in the root of the repository"
+        )
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    lacking = [name for name in needed if not os.environ.get(name)]
+    if (wish == "zero" or int(os.environ.get("WORLD_SIZE") or 1) > 1) and lacking:
+        raise UsageError(
+            f"the environment asks for {wish} on {os.environ.get('WORLD_SIZE', 'no')} processes but lacks {', '.join(lacking)}: "
+            "start through accelerate-launch or torchrun, or unset what a launcher has left (ACCELERATE_*, WORLD_SIZE)"
+        )
 
 
 def make_accelerator(*, cpu: bool, timeout: timedelta | None = None) -> Accelerator:
@@ -43,6 +59,7 @@ def make_accelerator(*, cpu: bool, timeout: timedelta | None = None) -> Accelera
     launcher asked for.
     """
     wish = wanted()
+    check_told(wish)
     # Naming a backend makes Accelerate look for a process group, so none is named where nobody launched us.
     gloo = {"backend": "gloo"} if cpu and "LOCAL_RANK" in os.environ else {}
     world = InitProcessGroupKwargs(**gloo, timeout=timeout)
@@ -78,7 +95,7 @@ def _cpu_for_all() -> Iterator[None]:
 
 
 def _check(accelerator: Accelerator, wish: str, *, cpu: bool) -> None:
-    name, processes = strategy_name(accelerator), int(os.environ.get("WORLD_SIZE", "1"))
+    name, processes = strategy_name(accelerator), int(os.environ.get("WORLD_SIZE") or 1)
     if not name.startswith(wish):
         raise UsageError(
             f"the launcher asks for {wish}, Accelerate chose {name}: look at its config file, and at essa doctor"

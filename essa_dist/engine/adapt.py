@@ -3,6 +3,7 @@
 The one construction order: build, load pretrained, adapt, heads, branches, precision, standardise, shard, restore.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -24,12 +25,14 @@ from essa_dist.engine.config import RunConfig
 from essa_dist.engine.job import Job
 from essa_dist.engine.optim import step_values
 from essa_dist.engine.recording.canary import Canary, Embedder, Probe
-from essa_dist.engine.schedules import StepValues
+from essa_dist.engine.schedules import outlasting
 from essa_dist.engine.train import run_job
 from essa_dist.engine.watching.guard import CollapseWatch
 from essa_dist.engine.watching.signals import stop_signals
 from essa_dist.errors import UsageError
-from essa_dist.objectives import DINOv2Objective, Embed
+from essa_dist.objectives import DINOv2Objective, Embed, StepValues
+
+log = logging.getLogger(__name__)
 
 
 def adapt(config: RunConfig) -> dict[str, Any]:
@@ -71,7 +74,13 @@ class Adaptation(Job[RunConfig]):
         loader = build_loader(images, config, accelerator, patch_size=backbone.patch_size)
         if not restored:
             standardize_heads(objective, loader, config, accelerator.device)  # whole on every rank until here
-        return assemble(objective, adapter, trunk, loader, images, config, accelerator, samples=len(images))
+        training = assemble(
+            objective, adapter, trunk, loader, images, config, accelerator, samples=len(images)
+        )
+        if accelerator.is_main_process:
+            for words in outlasting(config.schedule, training.total_steps, training.steps_per_epoch):
+                log.warning(words)
+        return training
 
     def values(self, step: int, training: Training) -> StepValues:
         """The schedules at ``step``, from 0."""
@@ -100,7 +109,9 @@ class Adaptation(Job[RunConfig]):
         return Canary(settings, probe, embedder(self.config, training))
 
     def check(self, step: int, batch: Batch, numbers: Mapping[str, float], training: Training) -> None:
-        """Warn of collapse."""
+        """Warn of collapse; one rank's warning is enough."""
+        if not training.accelerator.is_main_process:
+            return
         rows = 2 * batch.global_crops.shape[1] // self.config.accumulate
         self.watch.check(
             step,

@@ -97,12 +97,14 @@ def assemble(
     strategy.prepare(objective, optimizer, clipping, micro_batch=micro_batch)
     expect_gradients(objective.branches, adapter)
     steps_per_epoch = max(1, samples // config.batch_size)
+    if not (total_steps := in_steps(config.duration, steps_per_epoch)):
+        raise UsageError(f"duration={config.duration} trains nothing: give at least one step")
     return Training(
         strategy=strategy,
         loss_scale=LossScale(enabled=config.precision == "fp16"),
         loader=loader,
         images=images,
-        total_steps=in_steps(config.duration, steps_per_epoch),
+        total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         trunk=trunk,
         trained=Trained(of_trunk, every - of_trunk),

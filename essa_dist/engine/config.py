@@ -24,7 +24,7 @@ def _split(value: Any) -> Any:
 
 class CheckpointConfig(Config):
     every: Duration = "1ep"
-    """How often a checkpoint is written; the last step always writes one."""
+    """How often a checkpoint is written; the last step always writes one (0: it alone)."""
     keep: int = Field(2, ge=1)
     """How many of the newest checkpoints are kept."""
 

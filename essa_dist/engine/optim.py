@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and one step's values written into them."""
+"""The optimizer, its parameter groups, and one step's values written into them."""
 
 import re
 from collections.abc import Iterable
@@ -8,11 +8,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from essa_dist.engine.schedules import ScheduleConfig, StepValues, cosine, in_steps, linear, warmup_cosine
+from essa_dist.engine.schedules import ScheduleConfig, cosine, in_steps, linear, warmup_cosine
+from essa_dist.objectives import StepValues
 from essa_dist.settings import Config
 
 
 class OptimConfig(Config):
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of the adapter; not scaled by the batch size."""
     head_lr: float | None = Field(None, gt=0)
@@ -27,6 +30,8 @@ class OptimConfig(Config):
     """Constant weight decay of the heads (null: as the adapter's)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
+    momentum: float = Field(0.9, gt=0, lt=1)
+    """SGD's momentum."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Each block's learning rate is this factor of the one's above it."""
     patch_embed_lr: float = Field(1.0, ge=0)
@@ -47,8 +52,8 @@ def layer_of(name: str, depth: int) -> int:
 
 def build_optimizer(
     students: dict[str, nn.Parameter], config: OptimConfig, *, depth: int
-) -> torch.optim.AdamW:
-    """AdamW over the student's trained tensors.
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over the student's trained tensors.
 
     One group for each combination of part, decay and lr factor, and of what may be held back together: ZeRO makes a
     flat tensor of each group, with one step count.
@@ -61,6 +66,8 @@ def build_optimizer(
         scale *= config.patch_embed_lr if "patch_embed" in name else 1.0
         new = {"params": [], "part": part, "decays": decays, "lr_scale": scale}
         groups.setdefault((part, holds(name), decays, scale), new)["params"].append(parameter)
+    if config.kind == "sgd":
+        return torch.optim.SGD(list(groups.values()), lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=True)
 
 

@@ -5,7 +5,6 @@ Formulas as in DINOv2's CosineScheduler: a linear warm-up whose last step reache
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -26,10 +25,11 @@ Duration = Annotated[int | str, AfterValidator(_check_duration)]
 
 
 def in_steps(duration: int | str, steps_per_epoch: int) -> int:
-    """``duration`` in steps, rounded."""
+    """``duration`` in steps, rounded; a part of an epoch is a step at least."""
     if isinstance(duration, int):
         return duration
-    return round(float(duration.removesuffix("ep")) * steps_per_epoch)
+    epochs = float(duration.removesuffix("ep"))
+    return max(round(epochs * steps_per_epoch), math.ceil(min(epochs, 1.0)))
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:
@@ -72,15 +72,18 @@ class ScheduleConfig(Config):
     """How long the teacher's temperature rises."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepValues:
-    """One step's point on every schedule."""
+_NEVER = {
+    "warmup": "the learning rates don't reach their peak",
+    "head_warmup": "the adapter is never trained",
+    "freeze_last_layer": "the prototypes are never trained",
+}
 
-    lr: float
-    head_lr: float
-    weight_decay: float
-    head_weight_decay: float
-    ema_momentum: float
-    teacher_temp: float
-    adapter_frozen: bool
-    last_layer_frozen: bool
+
+def outlasting(schedule: ScheduleConfig, total: int, steps_per_epoch: int) -> list[str]:
+    """What begins only behind the last of ``total`` steps, and what follows from that, in words."""
+    given = {f"schedule.{name}={getattr(schedule, name)}": name for name in _NEVER}
+    return [
+        f"{setting} takes the whole run of {total} steps: {_NEVER[name]}"
+        for setting, name in given.items()
+        if in_steps(getattr(schedule, name), steps_per_epoch) >= total + (name == "warmup")
+    ]

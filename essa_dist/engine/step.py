@@ -11,8 +11,8 @@ from essa_dist.distributed.strategies import Strategy
 from essa_dist.engine.first_gradients import check_gradients
 from essa_dist.engine.loss_scale import LossScale
 from essa_dist.engine.optim import held_back, set_values
-from essa_dist.engine.schedules import StepValues
 from essa_dist.engine.watching.heartbeat import Place
+from essa_dist.objectives import StepValues
 
 
 class NotFiniteError(ArithmeticError):

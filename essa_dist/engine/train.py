@@ -24,7 +24,7 @@ from essa_dist.distributed.environment import make_accelerator
 from essa_dist.distributed.first_cause import compare_by, is_broken_collective
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.restart import join_anew
-from essa_dist.engine.build import DTYPES, Training
+from essa_dist.engine.build import Training
 from essa_dist.engine.config import JobConfig
 from essa_dist.engine.job import Job
 from essa_dist.engine.recording.look import Look
@@ -34,7 +34,7 @@ from essa_dist.engine.recording.trackers import check_trackers
 from essa_dist.engine.saving import restore
 from essa_dist.engine.saving.saver import Saver
 from essa_dist.engine.saving.storage import preflight
-from essa_dist.engine.schedules import StepValues, in_steps
+from essa_dist.engine.schedules import in_steps
 from essa_dist.engine.step import NotFiniteError, train_step
 from essa_dist.engine.watching.exchange import own_connection
 from essa_dist.engine.watching.heartbeat import Place
@@ -44,6 +44,7 @@ from essa_dist.engine.watching.suspects import SampleWatch, blame, findings, in_
 from essa_dist.engine.watching.watchdog import Watchdog, collective_timeout
 from essa_dist.engine.words import announce, summary
 from essa_dist.errors import DivergedError, Preempted, UsageError
+from essa_dist.objectives import StepValues
 from essa_dist.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Run:
         self.skipped = SkipRecord(self.folder, start_step=self.step, enabled=self.main)
         self.samples = SampleWatch(training.objective, training.objective.backbone)
         self.device = training.accelerator.device
-        self.save_every = max(1, in_steps(config.checkpoint.every, training.steps_per_epoch))
+        self.save_every = in_steps(config.checkpoint.every, training.steps_per_epoch)
         self.last: dict[str, float] = {}
         self.saved = self.step  # of the newest checkpoint
         self.saver = self._saver()
@@ -136,8 +137,8 @@ class Run:
 
     def _saver(self) -> Saver:
         strategy, keep = self.training.strategy, self.config.checkpoint.keep
-        shapes = strategy.shapes()
-        expected_s = self.channel.together(lambda: preflight(self.folder, shapes, keep=keep))
+        shapes, best = strategy.shapes(), self.look is not None and self.look.keeps_best
+        expected_s = self.channel.together(lambda: preflight(self.folder, shapes, keep=keep, best=best))
         moved = self.watchdog.moved
         return Saver(self.folder, strategy, self.channel, keep=keep, expected_s=expected_s, moved=moved)
 
@@ -146,6 +147,7 @@ class Run:
         t, start, begin = self.training, self.step, time.perf_counter()
         announce(t, self.config)
         signals.remember()
+        self.job.attend(self.watchdog.moved, lambda: any_rank(signals.received is not None, self.device))
         with (
             self.saver,
             Observer(self.config, t, self.look, start=start) as self.observer,
@@ -170,16 +172,18 @@ class Run:
                 if self.observer.is_logged(self.step):
                     self.watchdog.at("evaluating" if self.observer.is_look(self.step) else "recording")
                     self.observer.record(self.step, self._row(), progress.window())
-                enough = self.observer.reason_to_stop()
-                if enough or self._is_save(self.step):
+                if self._is_save(self.step):
                     self._save()
-                if enough and self.look is not None:
-                    why = (self.look.name, self.step, t.total_steps, enough)
-                    log.warning("the %s stops the run after step %d of %d: %s", *why)
-                    break
+            enough = self.observer.reason_to_stop()
+            if enough and self.look is not None:
+                why = (self.look.name, self.step, t.total_steps, enough)
+                log.warning("the %s stops the run after step %d of %d: %s", *why)
         seconds, images = time.perf_counter() - begin, (self.step - start) * self.config.batch_size
-        return {"out": str(self.folder), "step": self.step, "loss": self.last.get("total")} | summary(
-            t, self._result(), seconds=seconds, images=images
+        more = self.job.finish(self)
+        return (
+            {"out": str(self.folder), "step": self.step, "loss": self.last.get("total")}
+            | summary(t, self._result(), seconds=seconds, images=images)
+            | more
         )
 
     def _result(self) -> Path:
@@ -188,8 +192,9 @@ class Run:
         return runfolder.best_checkpoint(self.folder) or newest
 
     def _is_save(self, step: int) -> bool:
-        due = step % self.save_every == 0 or step == self.training.total_steps
-        return due or self.observer.wants_checkpoint
+        due = self.save_every > 0 and step % self.save_every == 0
+        last = step == self.training.total_steps or self.observer.reason_to_stop() is not None
+        return due or last or self.observer.wants_checkpoint
 
     def _until_stopped(
         self, batches: Generator[Any, None, None], signals: StopSignals
@@ -202,7 +207,8 @@ class Run:
         """
         start = self.step
         with closing(batches):
-            while self.step < self.training.total_steps:
+            # Asked first: a run that the canary has ended, and that is started once more, stays as it is.
+            while self.step < self.training.total_steps and not self.observer.reason_to_stop():
                 self.watchdog.at("waiting for a batch", self.step + 1)
                 begin, batch = time.perf_counter(), None
                 with suppress(NoBatch):
@@ -232,9 +238,8 @@ class Run:
         )
 
     def _to_device(self, batch: TrainingBatch) -> TrainingBatch:
-        backbone = self.training.objective.backbone
-        dtype = DTYPES[self.config.precision]
-        return batch.to(self.device, mean=backbone.mean, std=backbone.std, dtype=dtype)
+        ready: TrainingBatch = self.job.to_device(batch, self.training)
+        return ready
 
     def _one_step(self, batch: TrainingBatch) -> None:
         """Update once on a batch that is on the device."""
@@ -301,6 +306,7 @@ class Run:
             "skipped": self.skips.used,
             **({} if self.look is None else {self.look.name: self.look.state()}),
             "versions": versions(),
+            **self.job.state(),
         }
 
     def _leave_out(self, batch: TrainingBatch, error: NotFiniteError) -> None:

@@ -4,47 +4,43 @@ An adapted model shares every frozen parameter with its base. What an adapter tr
 projections, BitFit's biases) it gets as copies of its own, so the base and its other adapters stay as they are.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from essa_dist import runfolder
 from essa_dist.adapters import Adapter, AdapterConfig, inject_adapter
 from essa_dist.adapters.peft_folder import attach_peft, is_peft_folder
 from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import misfits, other_trunk, parameters_sha256
 from essa_dist.errors import UsageError, WeightsError
+from essa_dist.export.saved import find_checkpoint, find_run, model_settings, read_state, read_tensors
 
 
 def attach(base: Backbone, ref: str, *, trunk_sha256: str | None = None) -> tuple[Backbone, Adapter]:
     """A model over the parameters of ``base`` with an adapter: eval mode, nothing trainable, not merged.
 
-    ``ref``: a run folder (its teacher; with the prefix ``student:`` its student) or a folder of PEFT.
-    ``trunk_sha256``: the hash of ``base`` where the caller has it. Raises UsageError for a reference that is none,
-    WeightsError for an adapter that was trained over another trunk.
+    ``ref``: a run folder or a checkpoint in it (the teacher; with the prefix ``student:`` the student) or a folder of
+    PEFT. ``trunk_sha256``: the hash of ``base`` where the caller has it. Raises UsageError for a reference that is none
+    and for a damaged run, WeightsError for an adapter that was trained over another trunk.
     """
-    branch = "student" if ref.startswith("student:") else "teacher"
-    run = Path(ref.removeprefix("student:")).expanduser()
-    if is_peft_folder(run):
-        return attach_peft(base, run)
-    checkpoint = result_checkpoint(run)
-    config = read_config(run)
-    state = json.loads((checkpoint / "state.json").read_text())
+    path = Path(ref.removeprefix("student:")).expanduser()
+    if is_peft_folder(path):
+        return attach_peft(base, path)
+    checkpoint, config = find_checkpoint(path), model_settings(find_run(path))
+    state = read_state(checkpoint)
     if wrong := other_trunk(state, trunk_sha256 or parameters_sha256(base)):
         raise WeightsError(f"checkpoint {checkpoint} was {wrong}")
-    tensors = load_file(checkpoint / f"{branch}.safetensors") | load_file(checkpoint / "buffers.safetensors")
+    branch = "student" if ref.startswith("student:") else config.branch
+    tensors = read_tensors(checkpoint, state, branch, "buffers")
     prefix = "backbone."
     return put_on(
         base,
-        config["adapter"],
+        config.adapter.model_dump(mode="json"),
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
-        seed=config["seed"],
+        seed=config.seed,
         where=f"checkpoint {checkpoint}",
     )
 
@@ -74,26 +70,3 @@ def put_on(
     backbone.requires_grad_(False)
     base.requires_grad_(False)
     return backbone.eval(), adapter
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The resolved settings of a run."""
-    config: dict[str, Any] = yaml.safe_load((run / runfolder.CONFIG).read_text())
-    return config
-
-
-def result_checkpoint(run: Path) -> Path:
-    """Folder of the complete checkpoint that is the run's result: the newest, or its canary's best.
-
-    Raises UsageError if ``run`` is no run or has none yet.
-    """
-    if not runfolder.is_run(run):
-        raise UsageError(
-            f"{run} is neither a run folder ({runfolder.CONFIG} and checkpoints/) nor a PEFT folder (adapter_config.json)"
-        )
-    found = runfolder.result_checkpoint(run)
-    if found is None:
-        raise UsageError(
-            f"run {run} has no complete checkpoint: let it reach one (checkpoint.every), or resume it"
-        )
-    return found

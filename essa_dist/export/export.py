@@ -23,6 +23,7 @@ from essa_dist.export.compare import compare
 from essa_dist.export.interface import Format, Subject
 from essa_dist.export.models import load_model
 from essa_dist.export.record import Record, adapter_bytes, read_record
+from essa_dist.export.saved import find_checkpoint, find_run
 from essa_dist.runfolder import CONFIG, is_run
 from essa_dist.settings import Config
 
@@ -46,7 +47,7 @@ class ExportConfig(Config):
     """One model, written for another program."""
 
     run: str
-    """Run folder, as written by adapt; or any model reference, to write that in another format."""
+    """Run folder, as written by adapt, or one checkpoint in it; or any model reference, to write that in another format."""
     out: str
     """Folder to write; refused if it exists."""
     format: Literal["timm", "huggingface", "dinov2", "onnx", "peft", "essa"] = "timm"
@@ -83,9 +84,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
 def _write(folder: Path, config: ExportConfig, subject: Subject, record: Record) -> dict[str, Any]:
     form, backbone = FORMATS[config.format], subject.backbone
     form.write(folder, subject)
-    run = Path(config.run) if record.config else None
+    run = record.checkpoint
     if run:
-        shutil.copyfile(run / CONFIG, folder / RUN_CONFIG)
+        shutil.copyfile(find_run(run) / CONFIG, folder / RUN_CONFIG)
     adapter = label(record.section("adapter")) if run else _label(backbone)
     result: dict[str, Any] = {
         "format": config.format,
@@ -114,10 +115,12 @@ def _write(folder: Path, config: ExportConfig, subject: Subject, record: Record)
 
 def _subject(config: ExportConfig) -> tuple[Subject, Record]:
     """The model and what is recorded about it, refused where the format can't hold it."""
-    path = Path(config.run)
-    run = is_run(path)
-    record = read_record(path) if run else Record({}, {}, {}, {})
-    ref = f"student:{path}" if config.branch == "student" else config.run
+    path, ref, record = Path(config.run).expanduser(), config.run, Record({}, {}, {}, {})
+    if is_run(find_run(path)):
+        path = find_checkpoint(path)  # once: a run that goes on writes newer ones meanwhile
+        ref, record = str(path), read_record(path)
+    if config.branch == "student":
+        ref = f"student:{path}"
     backbone = load_model(ref).eval()
     form = FORMATS[config.format]
     if form.PLAIN and backbone.adapter_settings is not None:

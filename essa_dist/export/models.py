@@ -1,11 +1,9 @@
 """Any model reference to a plain backbone: a timm name, a weights file, a run, an export."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from essa_dist import runfolder
 from essa_dist.adapters import Adapter
 from essa_dist.adapters.peft_folder import is_peft_folder
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
@@ -14,7 +12,9 @@ from essa_dist.backbones.formats.guess import guess_architecture
 from essa_dist.backbones.weights import read_state
 from essa_dist.errors import UsageError
 from essa_dist.export import essa
-from essa_dist.export.attach import attach, read_config, result_checkpoint
+from essa_dist.export.attach import attach
+from essa_dist.export.saved import ModelSettings, find_checkpoint, find_run, model_settings
+from essa_dist.runfolder import is_run
 
 __all__ = ["base_model", "guess_architecture", "load_model"]
 
@@ -22,14 +22,14 @@ __all__ = ["base_model", "guess_architecture", "load_model"]
 def load_model(ref: str) -> Backbone:
     """The model that ``ref`` names: eval mode, fp32, on the CPU, nothing trainable, adapters merged.
 
-    ``ref``: a run folder (its teacher; with the prefix ``student:`` its student), an export folder, a weights file
-    or folder in a layout of ``backbones.formats``, or a timm model name, optionally ``name@weights file``; any of
+    ``ref``: a run folder or a checkpoint in it (the teacher; with the prefix ``student:`` the student), an export folder,
+    a weights file or folder in a layout of ``backbones.formats``, or a timm model name, optionally ``name@weights file``; any of
     them with ``+folder`` behind it is that model with an adapter merged, of a run or of PEFT.
     Raises UsageError or WeightsError naming the reference and what it could have been.
     """
     student = ref.startswith("student:")
     path = Path(ref.removeprefix("student:")).expanduser()
-    if runfolder.is_run(path):
+    if is_run(find_run(path)):
         backbone = _from_run(ref, path)
     elif student:
         raise UsageError(f"model={ref}: only a run folder has a student, and {path} is not one")
@@ -53,26 +53,41 @@ def load_model(ref: str) -> Backbone:
 
 def base_model(run: Path) -> Backbone:
     """The model that a run started from, as ``load_model`` returns it."""
-    return _base(read_config(run)).eval().requires_grad_(False)
+    return _base(model_settings(run)).eval().requires_grad_(False)
 
 
-def _base(config: dict[str, Any]) -> Backbone:
-    return build_backbone(BackboneConfig(**config["backbone"]), seed=config["seed"])
+def run_base(run: Path) -> Backbone:
+    """The model that the run's own adapter was put into: what it started from, merged or with its adapter kept."""
+    return _base(model_settings(run))
 
 
-def _from_run(ref: str, run: Path) -> Backbone:
-    result_checkpoint(run)  # before seconds of loading
-    return _merged(*attach(_base(read_config(run)), ref))
+def _base(config: ModelSettings) -> Backbone:
+    if not config.model:
+        return build_backbone(config.backbone, seed=config.seed)
+    return with_its_adapter(config.model) if config.keep_adapter else load_model(config.model)
+
+
+def with_its_adapter(ref: str) -> Backbone:
+    """The model of a run with its adapter as modules of its own, not merged. Raises UsageError for anything else."""
+    path = Path(ref.removeprefix("student:")).expanduser()
+    if not is_run(find_run(path)):
+        raise UsageError(f"keep_adapter=true, but model={ref} is no run, so it has no adapter to keep")
+    return attach(base_model(find_run(path)), ref)[0]
+
+
+def _from_run(ref: str, path: Path) -> Backbone:
+    find_checkpoint(path)  # before seconds of loading
+    return merged(*attach(_base(model_settings(find_run(path))), ref))
 
 
 def _with_adapter(base: str, adapter: str) -> Backbone:
     folder = Path(adapter.removeprefix("student:")).expanduser()
-    if not (runfolder.is_run(folder) or is_peft_folder(folder)):
+    if not (is_run(find_run(folder)) or is_peft_folder(folder)):
         raise UsageError(f"model={base}+{adapter}: {folder} is neither a run folder nor a PEFT folder")
-    return _merged(*attach(load_model(base), adapter))
+    return merged(*attach(load_model(base), adapter))
 
 
-def _merged(backbone: Backbone, adapter: Adapter) -> Backbone:
+def merged(backbone: Backbone, adapter: Adapter) -> Backbone:
     if adapter.merges:
         adapter.merge(backbone)
         backbone.adapter_settings = None

@@ -20,6 +20,7 @@ from essa_dist.export.attach import attach
 from essa_dist.export.interface import Reader, Subject
 from essa_dist.export.models import base_model
 from essa_dist.export.peft_form import find_changes, folder_of
+from essa_dist.export.saved import find_run
 from essa_dist.export.timm import reader, timm_config
 from essa_dist.runfolder import is_run
 
@@ -49,7 +50,7 @@ tokens, patches from index {prefix} on. `model.merge_and_unload()` gives a plain
 
 def write(folder: Path, subject: Subject) -> None:
     """Raises UsageError for a model that is no run, and for an adapter whose changes the form can't hold."""
-    run = Path(subject.ref.removeprefix("student:")).expanduser()
+    run = find_run(Path(subject.ref.removeprefix("student:")).expanduser())
     if not is_run(run):
         raise UsageError(
             f"format=peft writes what a run trained, and {subject.ref} is not a run folder: use format=timm"

@@ -6,11 +6,11 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from essa_dist.runfolder import CONFIG, EVALUATION, SUMMARY, result_checkpoint
+from essa_dist.export.saved import STATE, find_run, read_config, tensor_file
+from essa_dist.runfolder import EVALUATION, SUMMARY
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,11 @@ class Record(NamedTuple):
 
     config: dict[str, Any]
     state: dict[str, Any]
-    """state.json of the complete checkpoint that is the run's result"""
+    """state.json of the checkpoint"""
     summary: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
     """by file name"""
+    checkpoint: Path | None = None
 
     def section(self, name: str) -> dict[str, Any]:
         """One owner's settings; empty where there are none."""
@@ -34,27 +35,28 @@ class Record(NamedTuple):
         return found if isinstance(found, dict) else {}
 
 
-def read_record(run: Path) -> Record:
-    """Read the record of ``run``; a part that is absent or can't be read is empty, and the card says unknown."""
-    checkpoint = result_checkpoint(run)
-    config = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
+def read_record(checkpoint: Path) -> Record:
+    """What is recorded of a checkpoint and its run. Raises UsageError for settings that can't be read; any other part that
+    is absent or can't be read is empty, and the card says unknown.
+    """
+    run = find_run(checkpoint)
     return Record(
-        config={str(name): value for name, value in config.items()} if isinstance(config, dict) else {},
-        state=_read_json(checkpoint / "state.json") if checkpoint else {},
+        config=read_config(run),
+        state=_read_json(checkpoint / STATE),
         summary=_read_json(run / SUMMARY),
         evaluations={path.stem: _read_json(path) for path in sorted((run / EVALUATION).glob("*.json"))},
+        checkpoint=checkpoint,
     )
 
 
-def adapter_bytes(run: Path, branch: str, plain_buffers: Container[str]) -> int | None:
+def adapter_bytes(checkpoint: Path, branch: str, plain_buffers: Container[str]) -> int | None:
     """What an adapter alone takes: the trunk's trained tensors of one branch in fp32, and the adapter's buffers.
 
     ``plain_buffers``: buffers of the trunk without an adapter, which are not counted. None where the
     checkpoint lacks the files.
     """
-    checkpoint = result_checkpoint(run)
-    files = [checkpoint / f"{name}.safetensors" for name in (branch, "buffers")] if checkpoint else []
-    if not files or not all(file.is_file() for file in files):
+    files = [tensor_file(checkpoint, name) for name in (branch, "buffers")]
+    if not all(file.is_file() for file in files):
         return None
     trained, buffers = (_of_trunk(load_file(file)) for file in files)
     own = [tensor for name, tensor in buffers.items() if name not in plain_buffers]

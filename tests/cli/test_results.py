@@ -52,6 +52,52 @@ def test_an_evaluation_is_a_sentence_with_its_interval() -> None:
     assert to_text("evaluate", result | {"protocol": "linear", "k": None}).startswith("linear of runs/a")
 
 
+def test_an_evaluation_at_several_settings_has_a_line_for_each() -> None:
+    result = {
+        "protocol": "knn",
+        "model": "m",
+        "image_size": 64,
+        "auroc": 0.71,
+        "balanced_accuracy": 0.5,
+        "accuracy": 0.9,
+        "interval": [0.68, 0.74],
+        "k": 10,
+        "n_bank": 8,
+        "n_test": 4,
+        "classes": ["a"],
+    }
+    grid = [{"k": k, "temperature": 0.1, "auroc": 0.5 + k / 100, "interval": [0.4, 0.8]} for k in (10, 20)]
+    assert to_text("evaluate", result | {"grid": grid}).splitlines() == [
+        "knn (k=10) of m at 64 px: mean AUROC 71.0 % (95 % interval 68.0 % to 74.0 %); 4 images tested, 8 in the bank, "
+        "1 classes",
+        "  k=10, temperature=0.1: 60.0 % (95 % interval 40.0 % to 80.0 %)",
+        "  k=20, temperature=0.1: 70.0 % (95 % interval 40.0 % to 80.0 %)",
+    ]
+
+
+def test_a_suite_is_a_table_of_what_is_quoted() -> None:
+    row = {
+        "quoted": True,
+        "data": "blood",
+        "fraction": 0.1,
+        "protocol": "knn",
+        "setting": "k=20",
+        "metric": "map",
+    }
+    rows = [
+        row | {"model": "a", "value": 0.5, "std": None, "low": 0.4, "high": 0.6, "difference": None},
+        row
+        | {"model": "b", "value": 0.61, "std": 0.02, "low": 0.5, "high": 0.7, "difference": 0.11, "p": 0.002},
+        row | {"model": "b", "value": 0.999, "quoted": False},
+    ]
+    table = {"models": {"a": "x", "b": "y"}, "baseline": "a", "seeds": [0, 1], "resamples": 200, "rows": rows}
+    text = to_text("evaluate suite", table | {"cells": 3, "new_cells": 1, "files": ["out/table.json"]})
+    assert "blood, k-NN (k=20), 10 % of the labels" in text
+    assert "61.0 ± 2.0 [50.0, 70.0]   +11.0 (p 0.002)" in text
+    assert "99.9" not in text
+    assert "1 of 3 cells done now" in text
+
+
 def test_other_results_are_aligned_rows() -> None:
     result = {
         "out": Path("runs/a"),

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
-from essa_dist.cli.streams import is_first_on_node, rank, reserved_stdout, set_up_logging
+from essa_dist.cli.streams import is_first_on_node, lasting_streams, rank, reserved_stdout, set_up_logging
 
 
 def test_stdout_is_reserved_and_then_given_back(capfd: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +54,23 @@ def test_the_log_is_short_and_quiet_about_others(
     lines = capfd.readouterr().err.splitlines()
     assert "".join(line[-1] for line in lines if "essa_dist" in line) == levels
     assert "".join(line[-1] for line in lines if "other" in line) == "WE"
+
+
+def test_a_log_whose_reader_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(BrokenPipeError), os.fdopen(writer, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with lasting_streams():
+            for _ in range(3):
+                sys.stderr.write("saving a checkpoint\n")
+                sys.stderr.flush()
+        assert sys.stderr is stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["--version", "--version --json"])
+def test_a_command_started_without_its_streams_does_its_work(closed: str, words: str) -> None:
+    command = f"{sys.executable} -m essa_dist {words} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from essa_dist.distributed.environment import wanted
+from essa_dist.distributed.environment import check_told, wanted
 from essa_dist.errors import UsageError
 from tests.distributed.launching import REPOSITORY, clean_environment, rank_environments
 
@@ -72,3 +72,32 @@ def test_a_deepspeed_config_that_would_change_the_run_is_refused(
     config: dict[str, object], answer: str, tmp_path: Path
 ) -> None:
     assert answer in made(**zero(tmp_path / "zero.json", **config))[1]
+
+
+@pytest.mark.parametrize(
+    ("wish", "told", "answer"),
+    [
+        (
+            "zero",
+            {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "launch/none.json"},
+            r"none\.json.*root of the repository",
+        ),
+        (
+            "ddp",
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start through",
+        ),
+        ("zero", {}, "zero on no processes but lacks RANK"),
+    ],
+    ids=["elsewhere", "half a launcher", "left over"],
+)
+def test_what_cannot_be_followed_is_told_before_anything_waits_for_it(
+    wish: str, told: dict[str, str], answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=answer):
+        check_told(wish)

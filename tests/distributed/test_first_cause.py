@@ -46,6 +46,14 @@ def test_what_all_ranks_have_to_say_is_told_once(monkeypatch: pytest.MonkeyPatch
     assert {verdict.failure.exit_code for verdict in told} == {75}
 
 
+def test_a_signal_before_the_ranks_have_met_is_told_once_on_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    told = [on(rank, Preempted("stopped by SIGINT"), monkeypatch).is_told for rank in (2, 0, 1)]
+    assert told == [False, True, False]
+
+
 def test_a_rank_broken_by_one_that_was_preempted_is_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
     on(0, Preempted("stopped by SIGTERM"), monkeypatch)
     assert on(1, CLOSED, monkeypatch).failure.exit_code == 75

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from essa_dist.engine.saving.checkpoint import FILES
 from essa_dist.export.models import base_model, load_model
+from essa_dist.export.saved import FILES
 from essa_dist.report.ledger import LedgerConfig, check_ledger
 from essa_dist.runfolder import committed_checkpoints
 from tests.distributed.launching import TOLD, launch, rank_environments

@@ -85,6 +85,7 @@ class FakeStrategy:
     """Shares ``wholes`` out over ranks by a layout; what was filled in is in ``filled_in``, by name and start."""
 
     accelerator = SimpleNamespace(device=torch.device("cpu"))
+    optimizer = torch.optim.AdamW([torch.zeros(1)])
 
     def __init__(self, wholes: dict[str, Tensor], layout: str, rank: int, world: int) -> None:
         self.wholes, self.rank, self.world = wholes, rank, world

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from essa_dist.engine.optim import OptimConfig, build_optimizer, held_back, set_values
-from essa_dist.engine.schedules import StepValues
+from essa_dist.objectives import StepValues
 
 NAMES = {
     "backbone.vit.patch_embed.proj.weight": (4, 3, 2, 2),

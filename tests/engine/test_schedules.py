@@ -5,7 +5,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from essa_dist.engine.optim import OptimConfig, step_values
-from essa_dist.engine.schedules import Duration, ScheduleConfig, in_steps
+from essa_dist.engine.schedules import Duration, ScheduleConfig, in_steps, outlasting
 
 TOTAL, PER_EPOCH = 57, 10
 
@@ -50,7 +50,9 @@ def test_heads_follow_the_adapter_unless_told_otherwise() -> None:
     assert values(OptimConfig(head_weight_decay=0.04), ScheduleConfig())[7].head_weight_decay == 0.04
 
 
-@pytest.mark.parametrize(("duration", "steps"), [(7, 7), ("2ep", 20), ("0.25ep", 2)])
+@pytest.mark.parametrize(
+    ("duration", "steps"), [(7, 7), ("2ep", 20), ("0.25ep", 2), ("0.01ep", 1), ("0ep", 0)]
+)
 def test_durations_are_steps_or_epochs(duration: int | str, steps: int) -> None:
     assert in_steps(TypeAdapter(Duration).validate_python(duration), PER_EPOCH) == steps
 
@@ -59,3 +61,13 @@ def test_durations_are_steps_or_epochs(duration: int | str, steps: int) -> None:
 def test_other_durations_are_refused(wrong: int | str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Duration).validate_python(wrong)
+
+
+def test_what_a_run_is_too_short_for_is_said() -> None:
+    schedule = ScheduleConfig(warmup=6, head_warmup="0.5ep", freeze_last_layer=4)
+    assert outlasting(schedule, 7, PER_EPOCH) == []
+    assert outlasting(schedule, 6, PER_EPOCH) == []
+    assert outlasting(schedule, 5, PER_EPOCH) == [
+        "schedule.warmup=6 takes the whole run of 5 steps: the learning rates don't reach their peak",
+        "schedule.head_warmup=0.5ep takes the whole run of 5 steps: the adapter is never trained",
+    ]

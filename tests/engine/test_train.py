@@ -45,6 +45,11 @@ def test_a_run_leaves_config_metrics_events_and_the_newest_checkpoints(recipe: l
     adapt(str(run / "config.yaml"), "overwrite=true", f"out={run}2")  # the resolved config is a recipe
 
 
+def test_without_an_interval_the_last_step_alone_is_saved(recipe: list[str], run: Path) -> None:
+    adapt(None, *recipe, "duration=3", "checkpoint.every=0", "checkpoint.keep=9")
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_00000003"]
+
+
 def test_checkpoints_hold_no_frozen_weight(recipe: list[str], run: Path) -> None:
     result = adapt(None, *recipe)
     for branch in ("student", "teacher"):
@@ -164,6 +169,7 @@ def test_an_existing_out_is_refused_and_a_foreign_folder_is_never_deleted(
     [
         pytest.param("device=cuda", "no GPU that torch can use", marks=NO_GPU),
         ("batch_size=1", "less than 2 images for KoLeo"),
+        ("duration=0", "duration=0 trains nothing"),
         ("accumulate=3", "not a multiple of accumulate=3"),
         ("data.crops.global_size=50", "global_size 50 is no multiple of the patch size 16"),
         ("adapter={kind: apla, rank: 4096}", r"must be in 1\.\.64"),

@@ -126,7 +126,7 @@ def make_run(tmp_path: Path, exporter: ModuleType, monkeypatch: pytest.MonkeyPat
             (run / "evaluation" / "knn_after_224.json").write_text(json.dumps(EVALUATION))
             (run / "summary.json").write_text(json.dumps({"knn_after": 0.875, "seconds": 512.5}))
             (checkpoint / "state.json").write_text(json.dumps(STATE))
-            (checkpoint / "COMMITTED").touch()
+        (checkpoint / "COMMITTED").touch()
         return run
 
     return make

@@ -107,7 +107,9 @@ def test_the_card_compares_the_adapters_size_with_the_models(make_run: Run, tiny
     save_file(buffers, checkpoint / "buffers.safetensors")
     found = export(settings(run))
     assert found["adapter_bytes"] == 5 * 3 * 4 + 5 * 8
-    assert adapter_bytes(run, "teacher", {"vit.x.rows"}) == 5 * 3 * 4  # a buffer that every such trunk has
+    assert (
+        adapter_bytes(checkpoint, "teacher", {"vit.x.rows"}) == 5 * 3 * 4
+    )  # a buffer that every such trunk has
     card = (Path(found["out"]) / "README.md").read_text()
     assert f"is 100 bytes in fp32 (one branch); the whole model is {found['model_bytes']:,}" in card
 
@@ -131,7 +133,8 @@ def test_the_branch_asked_for_is_loaded(
     monkeypatch.setattr(exporter, "load_model", lambda ref: asked.append(ref) or tiny)
     export(settings(run))
     export(settings(run, branch="student", overwrite=True))
-    assert asked == [str(run), f"student:{run}"]
+    checkpoint = run / "checkpoints" / "step_00000420"
+    assert asked == [str(checkpoint), f"student:{checkpoint}"]
 
 
 def test_the_files_can_be_read_by_whom_the_umask_allows(make_run: Run, tiny: Backbone) -> None:

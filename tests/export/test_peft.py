@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from timm.models.eva import Eva
@@ -17,12 +16,11 @@ from torch import Tensor
 
 from essa_dist.adapters import AdapterConfig, inject_adapter
 from essa_dist.adapters.peft_folder import attach_peft
-from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
-from essa_dist.backbones.weights import parameters_sha256
+from essa_dist.backbones import Backbone
 from essa_dist.errors import UsageError, WeightsError
 from essa_dist.export.export import ExportConfig, export
 from essa_dist.export.peft import write_adapter
-from essa_dist.runfolder import MARKER
+from tests.export.runs import run_folder
 
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 3},
@@ -205,25 +203,6 @@ def test_a_change_that_plain_timm_would_pass_by_is_refused(tmp_path: Path) -> No
     models = adapted({"kind": "apla", "targets": ["v"]}, Eva, use_rot_pos_emb=True, ref_feat_shape=(4, 4))
     with pytest.raises(UsageError, match=r"blocks.0.attn.qkv without calling the layer"):
         write_adapter(tmp_path, *models)
-
-
-def run_folder(path: Path, adapter: dict[str, Any]) -> Path:
-    """A run as ``adapt`` leaves it, its teacher trained; over timm's smallest ViT."""
-    config = {"backbone": {"name": "test_vit", "weights": "random"}, "adapter": adapter, "seed": 7}
-    backbone = build_backbone(BackboneConfig(**config["backbone"]), seed=7)
-    state = {"step": 5, "trunk_sha256": parameters_sha256(backbone), "weights_source": "random"}
-    inject_adapter(backbone, TypeAdapter(AdapterConfig).validate_python(adapter), seed=7)
-    trained = {
-        f"backbone.{n}": p.detach() * 1.01 + 0.01 for n, p in backbone.named_parameters() if p.requires_grad
-    }
-    checkpoint = path / "checkpoints" / "step_00000005"
-    checkpoint.mkdir(parents=True)
-    save_file(trained, checkpoint / "teacher.safetensors")
-    save_file({f"backbone.{n}": b for n, b in backbone.named_buffers()}, checkpoint / "buffers.safetensors")
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    (checkpoint / MARKER).write_text("")
-    (path / "config.yaml").write_text(yaml.safe_dump(config))
-    return path
 
 
 def test_a_run_is_exported_checked_and_told_how_to_load(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ class FSDP2(Replicated):
     def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
         objective = self.objective
         blocks = {type(block).__name__ for block in objective.backbone.vit.blocks}
+        units = {type(module).__name__ for module in objective.modules()} & objective.units
         # What Accelerate shards one by one, where its own configuration names nothing.
-        objective._no_split_modules = sorted(blocks | objective.units)  # type: ignore[assignment]
+        objective._no_split_modules = sorted(blocks | units)  # type: ignore[assignment]
         root, prepared = self.accelerator.prepare(objective, optimizer)
         self.model, self.optimizer = root, prepared.optimizer
         objective.branches.attach()

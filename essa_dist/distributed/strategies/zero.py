@@ -17,7 +17,7 @@ from torch import Tensor
 from essa_dist.distributed.collectives import all_reduce_sum, rank
 from essa_dist.distributed.strategies.clipping import clip
 from essa_dist.distributed.strategies.interface import Part, Strategy, whole
-from essa_dist.distributed.strategies.moments import MOMENTS
+from essa_dist.distributed.strategies.moments import counts_steps, moment_names
 from essa_dist.distributed.strategies.zero_pieces import Piece, gradient, pieces, shard_of
 
 BUCKET = 50_000_000
@@ -47,6 +47,7 @@ class ZeRO(Strategy):
         self.model = self.engine
         self.zero = self.engine.optimizer
         self.optimizer = self.zero.optimizer
+        self.moments = moment_names(self.optimizer)
         self.stage: int = self.engine.zero_optimization_stage()
         objective.branches.attach()  # after DeepSpeed's hooks, which gather what a module needs
         self.pieces: dict[str, Piece] = pieces(self.zero, self.stage, objective.branches.students)
@@ -73,7 +74,8 @@ class ZeRO(Strategy):
             group["lr"] = group["weight_decay"] = 0.0
         self.engine.step()
         for flat in self._held_partitions(held):
-            self.optimizer.state[flat]["step"].zero_()
+            if counts_steps(self.optimizer):  # SGD keeps but a momentum, which is zero where no gradient ever was
+                self.optimizer.state[flat]["step"].zero_()
         applied = self.engine.was_step_applied()
         if norm is None or not applied:
             norm = torch.as_tensor(float(self.engine.get_global_grad_norm()), device=device)
@@ -135,11 +137,11 @@ class ZeRO(Strategy):
         for name, piece in self.pieces.items():
             shape = self.whole_shape(branches.students[name])
             yield Part(f"student/{name}", shape, piece.start, piece.of(piece.flat))
-            for kind in MOMENTS if self._steps(piece.flat) else ():
+            for kind in self.moments if self._steps(piece.flat) else ():
                 moment = self.optimizer.state[piece.flat][kind]
                 yield Part(f"optimizer/{name}/{kind}", shape, piece.start, piece.of(moment))
         yield from self._teacher_parts()
-        if rank() == 0:
+        if rank() == 0 and counts_steps(self.optimizer):
             steps = {group: self._steps(flat) for group, flat in self._partitions()}
             for name in branches.students:
                 if steps[self.groups[name]]:
@@ -148,9 +150,11 @@ class ZeRO(Strategy):
         yield from self.buffer_parts()
 
     def _steps(self, flat: Tensor) -> float:
-        """How often this partition was stepped."""
-        step = self.optimizer.state.get(flat, {}).get("step")
-        return 0.0 if step is None else float(step)
+        """How often this partition was stepped; where that is not counted, whether it was."""
+        state = self.optimizer.state.get(flat, {})
+        if not counts_steps(self.optimizer):
+            return float(state.get(self.moments[0]) is not None)
+        return float(state.get("step", 0.0))
 
     def _teacher_parts(self) -> Iterator[Part]:
         for name, teacher in self.objective.branches.teachers.items():
@@ -179,11 +183,11 @@ class ZeRO(Strategy):
             if group != self.groups[name]:
                 continue
             state = self.optimizer.state[flat]
-            for moment in MOMENTS:
+            for moment in self.moments:
                 state.setdefault(moment, torch.zeros_like(flat))
             if kind == "step":
                 state["step"] = whole.clone().float().to(flat.device if self._fused else "cpu")
-        if kind in MOMENTS and name in self.pieces:
+        if kind in self.moments and name in self.pieces:
             piece = self.pieces[name]
             piece.take(self.optimizer.state[piece.flat][kind], whole)
 

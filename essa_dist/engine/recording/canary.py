@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from essa_dist.data.shards import PackedImages
@@ -36,10 +36,11 @@ BATCH = 32
 
 class CanaryConfig(Config):
     every: Duration | None = None
-    """How often the teacher is looked at: updates, or epochs as in 1ep, and at the start and the end (null: never)."""
+    """How often the teacher is looked at: updates, or epochs as in 1ep, and at the start and the end (0: only then; null:
+    never)."""
     data: str = ""
-    """Packed images to look with, `DIR` or `DIR:split`, never trained on. Labelled: k-NN among them; unlabelled, or none
-    given (then the training images): RankMe of their features."""
+    """Packed images to look with, `DIR` or `DIR:split`, best none that are trained on (nothing: the training images).
+    Labelled: k-NN among them; unlabelled: RankMe of their features."""
     images: int = Field(512, ge=4)
     """At most so many of them, evenly spread over the set."""
     k: int = Field(20, ge=1)
@@ -51,6 +52,14 @@ class CanaryConfig(Config):
     rollback: bool = False
     """Keep the checkpoint of the best look, and let `essa evaluate` and `essa export` take it in place of the newest;
     resume still goes on from the newest."""
+
+    @model_validator(mode="after")
+    def _looks(self) -> "CanaryConfig":
+        wanted = {"data": self.data, "max_drop": self.max_drop, "stop_after": self.stop_after}
+        idle = [name for name, value in {**wanted, "rollback": self.rollback}.items() if value]
+        if self.every is None and idle:
+            raise ValueError(f"canary.{idle[0]} does nothing without canary.every: say how often, as in 1ep")
+        return self
 
 
 class Probe:

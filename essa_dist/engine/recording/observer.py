@@ -53,6 +53,10 @@ class Observer:
                 Metrics(self.folder, start_step=self.start, enabled=self.main, trackers=trackers)
             )
             opened.enter_context(self._profile)
+            if self.main and (self.config.profile.start or 0) > self.total:
+                log.warning(
+                    "profile.start=%s comes after the last step, %d", self.config.profile.start, self.total
+                )
             guard = self.config.guard
             self._stragglers = StragglerWatch(guard.slow_rank, patience=guard.patience, hosts=_hosts())
             if self.look is not None:

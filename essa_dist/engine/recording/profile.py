@@ -28,13 +28,14 @@ class ProfileWindow:
     """A context manager around the loop, told before and after each step; idle outside its steps.
 
     Each rank writes ``profile/rank_R_steps_A-B.json.gz`` in the run's folder (for chrome://tracing or
-    ui.perfetto.dev); rank 0 logs a table. Stops quietly if the loop ends before it.
+    ui.perfetto.dev); rank 0 logs a table. Where the loop ends within its steps, those that were made are written.
     """
 
     def __init__(self, config: ProfileConfig, run: Path, *, rank: int, device: torch.device) -> None:
         self.config, self.rank, self.device = config, rank, device
         self._folder = run / FOLDER
         self._first = config.start
+        self._last = 0
         self._profile: torch.profiler.profile | None = None
 
     def before(self, step: int) -> None:
@@ -52,6 +53,7 @@ class ProfileWindow:
         """``step`` was made."""
         if self._profile is not None and self._first is not None:
             self._profile.step()
+            self._last = step
             if step - self._first + 1 >= self.config.steps:
                 self._finish(step)
 
@@ -79,6 +81,8 @@ class ProfileWindow:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._profile is not None:
+        if self._profile is not None and error is None and self._last:
+            self._finish(self._last)
+        elif self._profile is not None:
             self._profile.stop()
             self._profile = None

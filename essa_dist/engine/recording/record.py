@@ -29,11 +29,16 @@ FREE_TO_CHANGE = {
     "communication_every",
     "track",
     "canary",
+    "model",
+    "validation",
+    "test",
     "profile",
     "checkpoint",
     "guard",
     "ledger",
     "data.train",
+    "data.val",
+    "data.test",
     "data.decoder",
     "data.workers",
     "data.prefetch",
@@ -41,8 +46,8 @@ FREE_TO_CHANGE = {
     "data.cache",
     "data.bad_sample_quota",
 }
-"""Keys, or trees of them, that a resumed run may give another value: they do not touch what is computed. `data.train` may
-be where the same set lies now; its manifest is compared with the checkpoint's."""
+"""Keys, or trees of them, that a resumed run may give another value: they do not touch what is computed. `data.train` and
+`model` may be where the same set and the same weights lie now; they are compared with the checkpoint's."""
 
 RESTART_S, RESUME_S = 30.0, 5.0
 """How long a job that was restarted, or resumes, waits for the process before it, which may be writing its checkpoint."""
@@ -144,11 +149,14 @@ def _check_same_run(config: JobConfig, run: Path) -> None:
     if not (run / runfolder.CONFIG).is_file():
         raise UsageError(f"resume=true, but out={run} is not a run folder: it has no {runfolder.CONFIG}")
     before, now = flat(load(type(config), run / runfolder.CONFIG).model_dump()), flat(config.model_dump())
-    changed = [
-        f"{key} was {before.get(key)}, is {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _free(key, now)
-    ]
+    other = {
+        key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _free(key, now)
+    }
+    kinds = tuple(f"{key.removesuffix('.kind')}." for key in other if key.endswith(".kind"))
+    other = {
+        key for key in other if key.endswith(".kind") or not key.startswith(kinds)
+    }  # of which the rest follows
+    changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in sorted(other)]
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UsageError(

@@ -2,7 +2,8 @@
 
 ``student``, ``teacher`` (trained tensors of trunk and heads), ``buffers`` (centres, head standardisation, adapter
 rows) and ``optimizer`` are safetensors files of whole tensors, whatever strategy and number of ranks they come from;
-the rest is JSON: nothing in a checkpoint can execute, and no other file in its folder is ever opened.
+the rest is JSON: nothing in a checkpoint can execute, and no other file in its folder is ever opened. Read back by
+``export.saved``.
 Random state is not stored, because every step's is a function of the seed and the step.
 """
 
@@ -15,16 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from essa_dist.backbones.weights import file_sha256
 from essa_dist.disk import flush
 from essa_dist.engine.saving.tensorfile import TensorFile
-from essa_dist.errors import UsageError
+from essa_dist.export.saved import FILES, STATE, tensor_file
 from essa_dist.runfolder import CHECKPOINTS, MARKER, best_checkpoint, committed_checkpoints
-
-STATE = "state.json"
-FILES = ("student", "teacher", "buffers", "optimizer")
-NEEDED = ("step", "trunk_sha256", "weights_source")
-"""Keys of the state without which nothing can go on."""
 
 
 @contextmanager
@@ -98,54 +93,3 @@ def prune(run: Path, keep: int) -> None:
             continue
         (folder / MARKER).unlink()  # no longer a checkpoint, whatever happens from here on
         shutil.rmtree(folder)
-
-
-def tensor_file(folder: Path, file: str) -> Path:
-    """Where one of FILES lies in a checkpoint."""
-    return folder / f"{file}.safetensors"
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """``state.json`` of a checkpoint. Raises UsageError when it is not what was written."""
-    try:
-        state = json.loads((folder / STATE).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(folder, f"{STATE} can't be read ({error})") from error
-    lacking = [key for key in NEEDED if key not in state] if isinstance(state, dict) else list(NEEDED)
-    if lacking:
-        raise damaged(folder, f"{STATE} lacks {', '.join(lacking)}")
-    files = state.get("files", {})
-    known = isinstance(files, dict) and all(
-        isinstance(file, dict) and {"bytes", "sha256"} <= file.keys() for file in files.values()
-    )
-    if type(state["step"]) is not int or not known:
-        raise damaged(folder, f"{STATE} is not as it was written")
-    return state  # type: ignore[no-any-return]
-
-
-def check_files(folder: Path, state: Mapping[str, Any]) -> None:
-    """UsageError unless the files are byte for byte what was written; checkpoints of before had no checksums.
-
-    0.7 s for 1 GB, where the processor has instructions for SHA-256.
-    """
-    for file in FILES:
-        path = tensor_file(folder, file)
-        if not path.is_file():
-            raise damaged(folder, f"{path.name} is missing")
-        written = state.get("files", {}).get(path.name)
-        if not written:
-            continue
-        if (size := path.stat().st_size) != written["bytes"]:
-            raise damaged(folder, f"{path.name} has {size} bytes, {written['bytes']} were written")
-        if file_sha256(path) != written["sha256"]:
-            raise damaged(folder, f"{path.name} has another checksum than what was written")
-
-
-def damaged(folder: Path, what: str) -> UsageError:
-    """A complete checkpoint that is no longer what was written: never passed over in silence."""
-    earlier = [other for other in sorted(folder.parent.glob("step_????????")) if other < folder]
-    earlier = [other for other in earlier if (other / MARKER).is_file()]
-    way = f"go on from {earlier[-1].name}" if earlier else "begin anew: there is no earlier one"
-    return UsageError(
-        f"checkpoint {folder} is damaged: {what}; put the file back, or delete the folder to {way}"
-    )

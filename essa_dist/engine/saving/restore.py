@@ -1,7 +1,7 @@
 """Going on from a checkpoint, whatever strategy and number of ranks it comes from: rank 0 reads, every rank takes its part."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,11 @@ from safetensors import SafetensorError, safe_open
 from essa_dist.backbones.weights import misfits, other_trunk
 from essa_dist.distributed.messages import Channel
 from essa_dist.distributed.strategies.interface import Strategy
-from essa_dist.distributed.strategies.moments import MOMENTS
-from essa_dist.engine.saving import checkpoint
+from essa_dist.distributed.strategies.moments import state_names
 from essa_dist.engine.saving.tensorfile import DTYPES
 from essa_dist.errors import UsageError
+from essa_dist.export.saved import FILES, check_files, damaged, read_state, tensor_file
 from essa_dist.runfolder import committed_checkpoints
-
-KINDS = (*MOMENTS, "step")
-"""What AdamW keeps of a tensor."""
 
 
 def resume(run: Path, strategy: Strategy, channel: Channel, *, trunk_sha256: str) -> dict[str, Any] | None:
@@ -43,11 +40,9 @@ def load(folder: Path, strategy: Strategy, channel: Channel, *, trunk_sha256: st
     architecture or adapter (naming the first tensors), or were trained over another trunk.
     """
     shapes = strategy.shapes()
-    found = channel.together(lambda: _examine(folder, shapes, trunk_sha256))
+    found = channel.together(lambda: _examine(folder, shapes, state_names(strategy.optimizer), trunk_sha256))
     for file, tensors in found["tensors"].items():
-        opened = (
-            safe_open(checkpoint.tensor_file(folder, file), framework="pt") if channel.rank == 0 else None
-        )
+        opened = safe_open(tensor_file(folder, file), framework="pt") if channel.rank == 0 else None
         for name, (dtype, shape) in tensors.items():
             if opened is not None:
                 whole = opened.get_tensor(name).contiguous()  # type: ignore[no-untyped-call]
@@ -60,21 +55,23 @@ def load(folder: Path, strategy: Strategy, channel: Channel, *, trunk_sha256: st
     return state
 
 
-def _examine(folder: Path, shapes: Mapping[str, torch.Size], trunk_sha256: str) -> dict[str, Any]:
+def _examine(
+    folder: Path, shapes: Mapping[str, torch.Size], kinds: Sequence[str], trunk_sha256: str
+) -> dict[str, Any]:
     """State, and dtype and shape of every tensor, of a checkpoint that fits ``shapes``; UsageError of any other."""
     if empty := [name for name, shape in shapes.items() if math.prod(shape) == 0]:
         raise RuntimeError(f"this model has empty tensors, as of one rank's part: {empty[:4]}")
-    state = checkpoint.read_state(folder)
-    checkpoint.check_files(folder, state)
+    state = read_state(folder)
+    check_files(folder, state)
     check_trunk(folder, state, trunk_sha256)
-    found = {file: _header(folder, file) for file in checkpoint.FILES}
+    found = {file: _header(folder, file) for file in FILES}
     saved = {
         f"{file}/{name}": torch.empty(shape, device="meta")
-        for file in checkpoint.FILES[:3]
+        for file in FILES[:3]
         for name, (_, shape) in found[file].items()
     }
     own = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    for file in checkpoint.FILES[:3]:
+    for file in FILES[:3]:
         _check_fit(folder, _within(own, file), _within(saved, file))
     moments = {name: torch.empty(shape, device="meta") for name, (_, shape) in found["optimizer"].items()}
     stepped = {name.rpartition("/")[0] for name in moments}
@@ -83,7 +80,7 @@ def _examine(folder: Path, shapes: Mapping[str, torch.Size], trunk_sha256: str) 
         f"{name}/{kind}": torch.empty((), device="meta") if kind == "step" else tensor
         for name, tensor in students.items()
         if name in stepped
-        for kind in KINDS
+        for kind in kinds
     }
     _check_fit(folder, expected, moments)
     return {"state": state | {"folder": str(folder)}, "tensors": found}
@@ -104,13 +101,13 @@ def _check_fit(folder: Path, own: Mapping[str, torch.Tensor], saved: Mapping[str
 def _header(folder: Path, file: str) -> dict[str, tuple[str, list[int]]]:
     """Dtype and shape of the tensors of one file."""
     try:
-        with safe_open(checkpoint.tensor_file(folder, file), framework="pt") as opened:
+        with safe_open(tensor_file(folder, file), framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
             found = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise checkpoint.damaged(folder, f"{file}.safetensors can't be read ({error})") from error
+        raise damaged(folder, f"{file}.safetensors can't be read ({error})") from error
     if strange := [name for name, (dtype, _) in found.items() if dtype not in DTYPES]:
-        raise checkpoint.damaged(folder, f"{file}.safetensors has a dtype of its own for {strange[0]}")
+        raise damaged(folder, f"{file}.safetensors has a dtype of its own for {strange[0]}")
     return found
 
 
@@ -123,7 +120,7 @@ def check_trunk(folder: Path, state: Mapping[str, Any], trunk_sha256: str) -> No
 def check_data(run: Path, data: Mapping[str, str | None]) -> None:
     """UsageError if the newest checkpoint of ``run`` was trained on other data than ``data`` (see ``train.identity``)."""
     for folder in committed_checkpoints(run)[-1:]:
-        state = checkpoint.read_state(folder)
+        state = read_state(folder)
         changed = [key for key, now in data.items() if state.get(key) not in (None, now)]
         if changed:
             raise UsageError(

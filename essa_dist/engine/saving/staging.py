@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from essa_dist.distributed.strategies.interface import Part
-from essa_dist.engine.saving.checkpoint import FILES
 from essa_dist.engine.saving.tensorfile import DTYPES, in_order, place_in_file
+from essa_dist.export.saved import FILES
 
 BLOCK = 64 << 20
 """Bytes of memory that are allocated at a time, and the most that goes into one message between ranks."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from essa_dist.disk import write_speed
 from essa_dist.errors import UsageError
-from essa_dist.runfolder import CHECKPOINTS, committed_checkpoints
+from essa_dist.runfolder import CHECKPOINTS, best_checkpoint, committed_checkpoints, take_back_start
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +23,26 @@ def checkpoint_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
     return _BYTES * (sum(numbers.values()) + 2 * students)
 
 
-def preflight(run: Path, shapes: Mapping[str, Sequence[int]], *, keep: int) -> float:
+def preflight(run: Path, shapes: Mapping[str, Sequence[int]], *, keep: int, best: bool = False) -> float:
     """Try ``run``'s folder of checkpoints, on one rank; the seconds that one checkpoint will take to be written.
 
-    A small file is written, flushed, renamed and deleted; there must be room for ``keep`` checkpoints and one that is
-    being written, less those that are there already. Raises UsageError with the numbers. Takes about a second.
+    A small file is written, flushed, renamed and deleted; there must be room for ``keep`` checkpoints, the canary's
+    ``best`` where one is kept, and one that is being written, less those that are there already. Raises UsageError with
+    the numbers, and the start of a new run is taken back. Takes about a second.
     """
-    folder, size = run / CHECKPOINTS, checkpoint_bytes(shapes)
-    there = sum(f.stat().st_size for c in committed_checkpoints(run)[-keep:] for f in c.iterdir())
-    need = max(size, (keep + 1) * size - there)
+    try:
+        return _try(run, checkpoint_bytes(shapes), keep=keep, best=best)
+    except UsageError:
+        take_back_start(run)
+        raise
+
+
+def _try(run: Path, size: int, *, keep: int, best: bool) -> float:
+    folder, kept = run / CHECKPOINTS, {*committed_checkpoints(run)[-keep:]}
+    if best and (marked := best_checkpoint(run)):
+        kept.add(marked)
+    there = sum(file.stat().st_size for checkpoint in kept for file in checkpoint.iterdir())
+    need = max(size, (keep + best + 1) * size - there)
     try:
         free = shutil.disk_usage(folder).free
         speed = write_speed(folder) if free >= need else 0.0
@@ -40,8 +51,9 @@ def preflight(run: Path, shapes: Mapping[str, Sequence[int]], *, keep: int) -> f
             f"out={run} takes no checkpoints ({error.filename}: {error.strerror}): mend that or write elsewhere with out=DIR"
         ) from error
     if free < need:
+        others = "the canary's best and one" if best else "and one"
         raise UsageError(
-            f"out={run}: checkpoints of {_mb(size)} need {_mb(need)} of free space (checkpoint.keep={keep}, and one that "
+            f"out={run}: checkpoints of {_mb(size)} need {_mb(need)} of free space (checkpoint.keep={keep}, {others} that "
             f"is being written), {_mb(free)} are free: free some space, lower checkpoint.keep or write elsewhere with out=DIR"
         )
     log.info("checkpoints of %s, written at %s/s", _mb(size), _mb(speed))

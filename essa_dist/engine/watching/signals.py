@@ -24,6 +24,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 """USR1 is what Slurm's ``--signal`` is mostly told to send; HUP comes when a terminal is closed."""
 PATIENCE_S = 5.0
 """How long after a signal a batch that doesn't come is waited for: a scheduler kills within some 30 s."""
+UNHEARD_S = 10.0
+"""How long before its first update a process that is told to stop may not hear it: inside a library, as one that tries to
+reach a machine that isn't there, Python's handlers don't run. Then it is ended from beside."""
 AGAIN_S = 1.0
 """A second Ctrl-C within that is the same one, which came from the terminal and from a launcher."""
 
@@ -79,12 +82,19 @@ class StopSignals:
                 continue  # started by nohup
             self._before[number] = signal.signal(number, self._handle)
         self._thread.start()
+        ears, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        self._mouth = mouth
+        signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        threading.Thread(target=self._hear_below, args=(ears,), name="unheard signals", daemon=True).start()
         if launched():
             tell_of_parents_death(signal.SIGTERM)
             if self._orphaned():  # it died before the kernel knew of our wish
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _stop_listening(self, *, deaf: bool) -> None:
+        signal.set_wakeup_fd(-1)
+        os.close(self._mouth)  # ends who hears below
         self._news.put(False)
         self._thread.join()  # a signal of its own must not arrive later
         for number, handler in self._before.items():
@@ -105,6 +115,18 @@ class StopSignals:
         if self._interrupt is not None and now - self._at >= self._patience:
             raise self._interrupt()
 
+    def _hear_below(self, ears: int) -> None:
+        """In a thread: end a process that has nothing to save and whose main thread does not hear what it was sent."""
+        with open(ears, "rb", buffering=0) as heard:
+            while sent := heard.read(1):
+                if sent[0] not in SIGNALS or self._interrupt != self._before_training:
+                    continue
+                time.sleep(UNHEARD_S)
+                if self._number is None and self._interrupt == self._before_training:
+                    self._number = sent[0]
+                    log.error("%s", self._before_training())
+                    os._exit(Preempted.exit_code)
+
     def _insist(self) -> None:
         """In a thread: say what was received, and repeat it to the main thread, whose handler knows what it waits for.
 
@@ -123,6 +145,7 @@ class StopSignals:
 
 
 _active: StopSignals | None = None
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what workers are sent is not for us
 
 
 @contextmanager

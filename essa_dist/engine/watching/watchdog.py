@@ -27,6 +27,7 @@ from torch._C._distributed_c10d import Store
 from essa_dist.engine.watching.exchange import Exchange, store_holder
 from essa_dist.engine.watching.guard import GuardConfig
 from essa_dist.engine.watching.heartbeat import Beat, Heard, Place, collectives_entered, line_of_code, verdict
+from essa_dist.parent import leave_cause
 
 log = logging.getLogger(__name__)
 
@@ -186,17 +187,16 @@ class Watchdog:
 
     def _say(self, text: str) -> None:
         if self._exchange and not self._exchange.claim():
-            return  # another rank says it
+            leave_cause("stopped, because nothing moved: another rank says why", is_first=False)
+            return
         stacks = f"Stacks are in {self.run / FOLDER}; " if self._first is not None else ""
         setting = "start_timeout_s" if self.allowed_s > self.config.timeout_s else "timeout_s"
-        log.error(
-            "no progress for %.0f s: %s. %sresume=true goes on from the last checkpoint; "
-            "if it may take so long, raise guard.%s",
-            self._stuck_s,
-            text,
-            stacks,
-            setting,
+        words = (
+            f"no progress for {self._stuck_s:.0f} s: {text}. {stacks}resume=true goes on from the last checkpoint; "
+            f"if it may take so long, raise guard.{setting}"
         )
+        leave_cause(words, is_first=True)
+        log.error("%s", words)
         sys.stderr.flush()
 
 

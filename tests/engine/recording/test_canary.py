@@ -269,3 +269,22 @@ def test_where_nothing_was_better_the_frozen_model_is_the_result(
         load_file(Path(result["checkpoint"]) / f"{n}.safetensors") for n in ("student", "teacher")
     )
     assert all(torch.equal(t, teacher[name]) for name, t in student.items())
+
+
+@pytest.mark.parametrize("idle", ["data=PACKED", "max_drop=0.1", "stop_after=5", "rollback=true"])
+def test_what_hangs_on_looks_that_nobody_asked_for_is_refused(recipe: list[str], idle: str) -> None:
+    name = idle.split("=")[0]
+    with pytest.raises(UsageError, match=f"canary.{name} does nothing without canary.every"):
+        adapt(None, *recipe, f"canary.{idle}")
+
+
+def test_a_run_that_the_canary_ended_stays_ended_when_it_is_started_once_more(
+    recipe: list[str], canary: list[str], scripted: list[float], tmp_path: Path
+) -> None:
+    scripted += [0.5, 0.1]
+    again = [*recipe, *canary, "canary.max_drop=0.5", "resume=true"]
+    first = adapt(None, *again)
+    second = adapt(None, *again)
+    assert (first["step"], second["step"]) == (2, 2)
+    assert second["checkpoint"] == first["checkpoint"]
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 2]

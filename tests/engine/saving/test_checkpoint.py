@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from essa_dist.engine.saving import checkpoint, restore
+from essa_dist.engine.saving import restore
 from essa_dist.engine.saving.saver import Saver
 from essa_dist.errors import UsageError
+from essa_dist.export.saved import FILES
 from essa_dist.runfolder import MARKER, committed_checkpoints
 from tests.engine.fakes import FakeStrategy, ThreadChannel, on_ranks, tensors
 
@@ -125,7 +126,7 @@ def test_a_malicious_pickle_in_the_place_of_a_file_is_refused_and_never_executed
     folder: Path, tmp_path: Path, kind: str, checksums: bool
 ) -> None:
     mark, state = tmp_path / "executed", folder / "state.json"
-    for name in [*(f"{file}.safetensors" for file in checkpoint.FILES), "state.json"]:
+    for name in [*(f"{file}.safetensors" for file in FILES), "state.json"]:
         kept = (folder / name).read_bytes()
         if kind == "pickle":
             (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
@@ -211,7 +212,7 @@ def test_a_tensor_that_was_never_stepped_gets_no_optimizer_state(folder: Path) -
 
 def test_checkpoints_of_before_without_checksums_still_load(folder: Path) -> None:
     # As they were written before: by the safetensors library, without checksums.
-    for file in checkpoint.FILES:
+    for file in FILES:
         path = folder / f"{file}.safetensors"
         save_file(load_file(path), path)
     rewrite(folder / "state.json", lambda data: json.dumps(STATE | {"scaler": {}}).encode())

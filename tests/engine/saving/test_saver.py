@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from essa_dist.engine.saving import checkpoint, restore, saver, staging
-from essa_dist.engine.saving.checkpoint import FILES
 from essa_dist.engine.saving.saver import Saver
+from essa_dist.export.saved import FILES
 from essa_dist.runfolder import committed_checkpoints
 from tests.engine.fakes import LAYOUTS, FakeStrategy, ThreadChannel, on_ranks, tensors
 

@@ -14,10 +14,10 @@ import torch
 
 from essa_dist import adapt, disk
 from essa_dist.engine.saving import storage
-from essa_dist.engine.saving.checkpoint import FILES
 from essa_dist.engine.saving.storage import checkpoint_bytes, preflight, warn_if_slow
 from essa_dist.errors import UsageError
-from essa_dist.runfolder import MARKER
+from essa_dist.export.saved import FILES
+from essa_dist.runfolder import MARKER, checkpoint_folder, mark_best
 
 SHAPES = {"student/a": (500, 1000), "teacher/a": (500, 1000), "buffers/center": (7, 1000)}
 SIZE = 4 * (4 * 500_000 + 7_000)  # student, teacher and two moments; fp32
@@ -53,15 +53,34 @@ def test_there_must_be_room_for_those_that_are_kept_and_the_one_that_is_written(
         preflight(run, SHAPES, keep=2)
 
 
-def test_checkpoints_that_are_there_already_need_no_room_again(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for step in (1, 2):
-        folder = run / "checkpoints" / f"step_{step:08d}"
+def write_checkpoints(run: Path, *steps: int) -> None:
+    for step in steps:
+        folder = checkpoint_folder(run, step)
         folder.mkdir()
         (folder / MARKER).touch()
         with (folder / "student.safetensors").open("wb") as file:
             file.truncate(SIZE)
+
+
+def test_the_best_checkpoint_of_a_canary_needs_room_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 4 * SIZE)
+    preflight(run, SHAPES, keep=2, best=True)
+    free(monkeypatch, 4 * SIZE - 1)
+    with pytest.raises(
+        UsageError, match=r"32\.1 MB .*keep=2, the canary's best and one that is being written"
+    ):
+        preflight(run, SHAPES, keep=2, best=True)
+    (run / "checkpoints").mkdir()
+    write_checkpoints(run, 1, 4, 5)
+    mark_best(run, 1)
+    free(monkeypatch, SIZE)
+    preflight(run, SHAPES, keep=2, best=True)
+
+
+def test_checkpoints_that_are_there_already_need_no_room_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoints(run, 1, 2)
     free(monkeypatch, SIZE)
     preflight(run, SHAPES, keep=2)
     free(monkeypatch, SIZE - 1)
@@ -81,7 +100,7 @@ def test_a_folder_that_takes_no_files_is_refused_and_nothing_stays_in_it(
         UsageError, match=r"takes no checkpoints \(.*checkpoints: Read-only file system\).*out=DIR"
     ):
         preflight(run, SHAPES, keep=2)
-    assert list((run / "checkpoints").iterdir()) == []
+    assert list(run.iterdir()) == []
 
 
 def test_a_vanished_folder_is_refused(run: Path) -> None:
@@ -121,13 +140,14 @@ def test_the_size_is_foreseen(recipe: list[str], tmp_path: Path, monkeypatch: py
     assert foreseen[0] == pytest.approx(held - headers, rel=0.01)
 
 
-def test_a_run_with_no_room_ends_before_its_first_step(
+def test_a_run_with_no_room_ends_before_its_first_step_and_leaves_its_place_free(
     recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free(monkeypatch, 1000)
     with pytest.raises(UsageError, match="are free: free some space"):
         adapt(None, *recipe)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    monkeypatch.undo()
+    assert adapt(None, *recipe)["step"] == 6  # the same command, once there is room
 
 
 def test_bytes_count_the_moments_of_students_alone() -> None:

@@ -1,7 +1,10 @@
 """Signals end a run at once before training, and wait for a step boundary after; none is lost, none is taken twice."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -131,3 +134,46 @@ def test_a_rank_whose_launcher_is_gone_already_stops(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(Preempted, match="the death of its launcher"), stop_signals():
         pytest.fail("it went on")
+
+
+DEAF = """
+import ctypes
+from essa_dist.engine.watching import signals
+signals.UNHEARD_S = 0.3
+with signals.stop_signals():
+    print("deaf", flush=True)
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    lock(mutex)  # for ever: no signal interrupts it
+"""
+
+
+def test_a_process_that_hears_nothing_inside_a_library_is_ended_where_nothing_has_to_be_saved() -> None:
+    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"deaf\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=5) == Preempted.exit_code
+        finally:
+            process.kill()
+
+
+def test_what_a_forked_worker_is_sent_does_not_end_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "UNHEARD_S", 0.1)
+    fork = multiprocessing.get_context("fork")
+    up = fork.Event()
+
+    def work() -> None:
+        up.set()
+        time.sleep(5)
+
+    with stop_signals() as stop:
+        worker = fork.Process(target=work)
+        worker.start()
+        assert up.wait(5)
+        os.kill(worker.pid or 0, signal.SIGTERM)
+        time.sleep(0.4)
+        assert stop.received is None
+        worker.kill()
+        worker.join()

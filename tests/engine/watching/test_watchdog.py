@@ -1,5 +1,6 @@
 """A run in which nothing moves ends, and the rank that keeps it is named; one that moves is left alone."""
 
+import json
 import logging
 import threading
 import time
@@ -142,6 +143,17 @@ def test_every_rank_ends_with_1_and_one_says_why(tmp_path: Path, caplog: pytest.
     stacks = {path.name: path.read_text() for path in (tmp_path / "hung").iterdir()}
     assert set(stacks) == {"rank_0000.txt", "rank_0001.txt", "rank_0002.txt"}
     assert "test_watchdog.py" in stacks["rank_0001.txt"]
+
+
+def test_the_launcher_is_told_why_so_that_it_says_so_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    with watchdogs(tmp_path, 1) as ((rank,), ends):
+        rank.at("saving", 3)
+        until(ends, 1)
+    assert json.loads(file.read_text())["message"]["message"] == caplog.messages[-1]
 
 
 def test_a_rank_that_moves_keeps_those_alive_that_wait_for_it(tmp_path: Path) -> None:
