@@ -33,7 +33,7 @@ def make_crops(image: Tensor, config: CropConfig, seed: int) -> tuple[Tensor, Te
 def apply_view(out: Tensor, image: Tensor, view: View) -> None:
     """Write one view of ``image`` (uint8 [3, H, W]) into ``out`` (uint8 [3, s, s])."""
     top, left, height, width = view.box
-    crop = _turn(_resize(image[:, top : top + height, left : left + width], out.shape[-1]), view)
+    crop = turn(_resize(image[:, top : top + height, left : left + width], out.shape[-1]), view)
     pixels = crop.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     for name, amount in view.jitter:
         CHANGES[name](pixels, amount)
@@ -55,7 +55,8 @@ def _resize(image: Tensor, size: int) -> Tensor:
     return F.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
 
 
-def _turn(crop: Tensor, view: View) -> Tensor:
+def turn(crop: Tensor, view: View) -> Tensor:
+    """[C, h, w] flipped and turned by quarters."""
     flipped = [axis for axis, flip in ((2, view.hflip), (1, view.vflip)) if flip]
     crop = crop.flip(flipped) if flipped else crop
     return crop.rot90(view.quarter_turns, (1, 2)) if view.quarter_turns else crop

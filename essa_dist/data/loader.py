@@ -1,13 +1,10 @@
 """Batches of crops in the order of the sample plan, the same for any number of ranks and workers."""
 
-import logging
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader
 
 from essa_dist.data.batch import Batch
 from essa_dist.data.dali.decoder import DaliDecoder
@@ -15,19 +12,17 @@ from essa_dist.data.dali.encoded import EncodedBatches
 from essa_dist.data.masks import MaskConfig
 from essa_dist.data.pixels import Window
 from essa_dist.data.plan import SamplePlan, rank_slice
+from essa_dist.data.planned import PlannedLoader
 from essa_dist.data.quota import BadQuota
-from essa_dist.data.rank_batches import CropBatches, Failed
+from essa_dist.data.rank_batches import CropBatches
 from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
-from essa_dist.data.steps import Steps, machine_slice
-from essa_dist.data.storage import LocalShards
+from essa_dist.data.steps import plan_steps
 from essa_dist.data.stream import StreamConfig
 from essa_dist.data.views import CropConfig
-from essa_dist.data.workers import Work, as_it_is, auto_workers, begin_worker
-from essa_dist.errors import DataError, UsageError
+from essa_dist.data.workers import auto_workers
+from essa_dist.errors import UsageError
 from essa_dist.settings import Config
-
-logger = logging.getLogger(__name__)
 
 
 class DataConfig(Config):
@@ -76,7 +71,7 @@ class DataConfig(Config):
         return open_packed(self.train, prefer=("unlabelled", "train"), window=window, cache=self.cache)
 
 
-class CropLoader:
+class CropLoader(PlannedLoader[Batch]):
     """Makes one rank's batches of a run.
 
     ``device``: where DALI decodes; its batches are on it already. Raises UsageError where the global batch can't be
@@ -98,19 +93,15 @@ class CropLoader:
     ) -> None:
         check_patches(config.crops, patch_size)
         mine = rank_slice(global_batch, rank, world_size)
-        self._allowed = config.bad_sample_quota.allowed(len(images))
-        self._samples = len(images)
-        self._bad: dict[str, str] = {}  # shard:key and the reason
         workers = auto_workers() if config.workers == "auto" else config.workers
-        self._steps = Steps(
+        steps = plan_steps(
             SamplePlan(len(images), seed),
+            images.storage,
             global_batch,
-            mine,
-            # Requests go round the workers: a worker's next one is as many steps on as there are workers.
-            ahead=[max(1, workers) * (n + 1) for n in range(config.read_ahead)],
-            here=None
-            if isinstance(images.storage, LocalShards)
-            else machine_slice(global_batch, rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
+            read_ahead=config.read_ahead,
         )
         maker = EncodedBatches if config.decoder == "dali" else CropBatches
         batches = maker(
@@ -121,7 +112,7 @@ class CropLoader:
             global_batch=global_batch,
             mine=mine,
             patch_size=patch_size,
-            allowed=self._allowed,
+            allowed=config.bad_sample_quota.allowed(len(images)),
             window_jitter=config.window_jitter,
         )
         self._dali = (
@@ -129,51 +120,17 @@ class CropLoader:
             if isinstance(batches, EncodedBatches)
             else None
         )
-        loader: DataLoader[Any] = DataLoader(
+        super().__init__(
             batches,
-            sampler=self._steps,
-            batch_size=None,  # a request is a whole batch already
-            collate_fn=as_it_is,
-            num_workers=workers,
-            prefetch_factor=config.prefetch if workers else None,
-            pin_memory=self._dali is None and torch.cuda.is_available(),
-            worker_init_fn=begin_worker,
+            steps,
+            quota=config.bad_sample_quota,
+            workers=workers,
+            prefetch=config.prefetch,
+            pin_memory=self._dali is None,
         )
-        self._work = Work(loader)
 
-    @property
-    def bad(self) -> tuple[str, ...]:
-        """``shard:key`` of the undecodable samples met so far."""
-        return tuple(self._bad)
-
-    def batches(self, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
-        """The batches of steps ``start_step`` up to, not with, ``stop_step``.
-
-        Raises DataError where a tar can't be read or more samples are undecodable than the quota allows.
-        """
-        self._steps.range = range(start_step, stop_step)
-        with closing(self._work.items()) as made:
-            for item in self._dali.batches(made) if self._dali else made:
-                self._note(item.bad, item.why)
-                if isinstance(item, Failed):
-                    raise DataError(item.reason)
-                yield item
-
-    def close(self) -> None:
-        """End the workers. Happens by itself when :meth:`batches` ends, is closed or the program exits."""
-        self._work.close()
-
-    def _note(self, bad: Sequence[str], why: Sequence[str]) -> None:
-        for where, reason in zip(bad, why, strict=True):
-            if where not in self._bad:
-                self._bad[where] = reason
-                logger.warning("can't decode %s (%s): the next sample takes its place", where, reason)
-        if len(self._bad) > self._allowed:
-            first = ", ".join(f"{where} ({reason})" for where, reason in list(self._bad.items())[:3])
-            raise DataError(
-                f"{len(self._bad)} of {self._samples} samples can't be decoded, {self._allowed} are allowed; first "
-                f"{first}; pack the data again, or raise data.bad_sample_quota"
-            )
+    def _finished(self, made: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        return self._dali.batches(made) if self._dali else made
 
 
 def check_patches(crops: CropConfig, patch_size: int) -> None:

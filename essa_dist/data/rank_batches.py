@@ -1,5 +1,6 @@
 """What a worker does: one rank's batch of one step, a function of the request and of nothing else."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
@@ -46,30 +47,28 @@ class Origin(NamedTuple):
     keys: tuple[str, ...]
     bad: tuple[str, ...]  # shard:key of the broken ones met
     why: tuple[str, ...]  # of each of them
-    masks: Tensor  # [2, B, N] bool
+    masks: Tensor  # [2, B, N] bool; empty where nothing is hidden
 
 
-class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
-    """Answers a request with its batch: read, replace what is broken, mask. Subclasses say what is made of a sample."""
+NO_MASKS = torch.empty(0)
+
+
+class SampleBatches(Dataset[Item | Failed], Generic[Sample, Item]):
+    """Answers a request with its batch: read, and replace what is broken. Subclasses say what is made of a sample."""
 
     def __init__(
         self,
         images: PackedImages,
-        crops: CropConfig,
-        masks: MaskConfig,
         *,
         seed: int,
-        global_batch: int,
-        mine: slice,
-        patch_size: int,
         allowed: int,
         window_jitter: float = 0,
+        among: Sequence[int] | None = None,
     ) -> None:
-        self.images, self.crops, self.masks = images, crops, masks
-        self.seed, self.allowed = seed, allowed
-        self.global_batch, self.mine = global_batch, mine
-        self.grid = (crops.global_size // patch_size,) * 2
+        self.images, self.seed, self.allowed = images, seed, allowed
         self.window_jitter = window_jitter
+        self.among: Sequence[int] = range(len(images)) if among is None else among
+        """Ascending numbers of the samples that are asked for, and that may take the place of a broken one."""
 
     def prepare(self, i: int, encoded: bytes, seed: int) -> Sample:
         """What a batch needs of sample ``i``. Raises UndecodableImage where it is broken."""
@@ -78,6 +77,10 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
     def together(self, samples: list[Sample], origin: Origin) -> Item:
         """The batch of these samples."""
         raise NotImplementedError
+
+    def masks_of(self, step: int) -> Tensor:
+        """What is hidden of the batch of a step: nothing."""
+        return NO_MASKS
 
     def __getitem__(self, request: Request) -> Item | Failed:
         bad: dict[str, str] = {}
@@ -103,23 +106,17 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
             indices.append(i)
             samples.append(sample)
         keys = tuple(self.images.keys[i] for i in indices)
-        masks = rank_masks(
-            self.masks,
-            seed=self.seed,
-            step=request.step,
-            global_batch=self.global_batch,
-            mine=self.mine,
-            grid=self.grid,
-        )
+        masks = self.masks_of(request.step)
         return self.together(
             samples, Origin(request, tuple(indices), keys, tuple(bad), tuple(bad.values()), masks)
         )
 
     def _usable(self, index: int, encoded: bytes, seed: int, bad: dict[str, str]) -> tuple[int, Sample]:
         """The sample, or the next one that can be decoded; why the broken ones are not goes to ``bad``."""
-        tries = min(len(self.images), self.allowed + 1)  # one more than allowed is enough to end the run
+        tries = min(len(self.among), self.allowed + 1)  # one more than allowed is enough to end the run
+        place = bisect_left(self.among, index)
         for attempt in range(tries):
-            i = (index + attempt) % len(self.images)
+            i = int(self.among[(place + attempt) % len(self.among)])
             try:
                 return i, self.prepare(i, self.images.read(i) if attempt else encoded, seed)
             except UndecodableImage as error:
@@ -127,6 +124,39 @@ class RankBatches(Dataset[Item | Failed], Generic[Sample, Item]):
                 bad[where] = str(error).removeprefix(f"{where}: ")
         raise DataError(
             f"{tries} samples in a row can't be decoded, the last is {where} ({bad[where]}): pack the data again"
+        )
+
+
+class RankBatches(SampleBatches[Sample, Item]):
+    """One rank's batches of crops: :class:`SampleBatches` with the masks of their patches."""
+
+    def __init__(
+        self,
+        images: PackedImages,
+        crops: CropConfig,
+        masks: MaskConfig,
+        *,
+        seed: int,
+        global_batch: int,
+        mine: slice,
+        patch_size: int,
+        allowed: int,
+        window_jitter: float = 0,
+    ) -> None:
+        super().__init__(images, seed=seed, allowed=allowed, window_jitter=window_jitter)
+        self.crops, self.masks = crops, masks
+        self.global_batch, self.mine = global_batch, mine
+        self.grid = (crops.global_size // patch_size,) * 2
+
+    def masks_of(self, step: int) -> Tensor:
+        """[2, B, N] bool."""
+        return rank_masks(
+            self.masks,
+            seed=self.seed,
+            step=step,
+            global_batch=self.global_batch,
+            mine=self.mine,
+            grid=self.grid,
         )
 
 

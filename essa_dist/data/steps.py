@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 from essa_dist.data.plan import SamplePlan, rank_slice
 from essa_dist.data.rank_batches import Request
 from essa_dist.data.remote import next_uses
-from essa_dist.data.storage import Uses
+from essa_dist.data.storage import LocalShards, Storage, Uses
 
 
 class Steps(Sampler[Request]):
@@ -59,6 +59,27 @@ class Steps(Sampler[Request]):
 
     def _planned(self, step: int) -> list[int]:
         return self.plan.at(self._positions(step))
+
+
+def plan_steps(
+    plan: SamplePlan,
+    storage: Storage,
+    global_batch: int,
+    *,
+    rank: int,
+    world_size: int,
+    workers: int,
+    read_ahead: int,
+) -> Steps:
+    """The steps of one rank whose ``workers`` are told of the ``read_ahead`` batches after the present one."""
+    return Steps(
+        plan,
+        global_batch,
+        rank_slice(global_batch, rank, world_size),
+        # Requests go round the workers: a worker's next one is as many steps on as there are workers.
+        ahead=[max(1, workers) * (n + 1) for n in range(read_ahead)],
+        here=None if isinstance(storage, LocalShards) else machine_slice(global_batch, rank, world_size),
+    )
 
 
 def machine_slice(global_batch: int, rank: int, world_size: int) -> range:

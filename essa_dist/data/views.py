@@ -150,21 +150,27 @@ def draw_views(config: CropConfig, height: int, width: int, seed: int) -> list[V
         height = width = config.resize
     scales = [config.global_scale] * N_GLOBAL + [config.local_scale] * config.n_local
     return [
-        _draw(height, width, scale, policy, min(view, N_GLOBAL), rng) for view, scale in enumerate(scales)
+        draw_view(crop_box(height, width, scale, rng), policy, rng, min(view, N_GLOBAL))
+        for view, scale in enumerate(scales)
     ]
 
 
-def crop_box(height: int, width: int, scale: Scale, rng: random.Random) -> Box:
-    """A random box inside an image, as ``RandomResizedCrop`` draws it."""
+def crop_box(
+    height: int, width: int, scale: Scale, rng: random.Random, least_aspect: float = MIN_CROP_ASPECT
+) -> Box:
+    """A random box inside an image, as ``RandomResizedCrop`` draws it.
+
+    Width / height lies between ``least_aspect`` and its inverse, log-uniform.
+    """
     for _ in range(CROP_ATTEMPTS):
         area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(MIN_CROP_ASPECT), -math.log(MIN_CROP_ASPECT)))
+        aspect = math.exp(rng.uniform(math.log(least_aspect), -math.log(least_aspect)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Box(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
     # An image so narrow that no box fits: its centre, as near to the allowed aspects as it can be.
-    h = min(height, round(width / MIN_CROP_ASPECT))
-    w = min(width, round(height / MIN_CROP_ASPECT))
+    h = min(height, round(width / least_aspect))
+    w = min(width, round(height / least_aspect))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
@@ -180,10 +186,10 @@ def draw_window(bounds: Bounds, spread: float, seed: int) -> Bounds:
     return Bounds(centre - half, centre + half)
 
 
-def _draw(height: int, width: int, scale: Scale, policy: Policy, kind: int, rng: random.Random) -> View:
-    """One view. ``kind`` indexes :class:`Shares`. Runs are repeatable as long as the order of the draws stays."""
+def draw_view(box: Box, policy: Policy, rng: random.Random, kind: int = 0) -> View:
+    """What is done to a crop. ``kind`` indexes :class:`Shares`. Runs are repeatable as long as the order of draws stays."""
     return View(
-        box=crop_box(height, width, scale, rng),
+        box=box,
         hflip=rng.random() < policy.hflip,
         vflip=rng.random() < policy.vflip,
         quarter_turns=rng.randrange(4) if policy.rotate else 0,

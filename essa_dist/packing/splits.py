@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from essa_dist.data.manifest import UNLABELLED
 from essa_dist.data.plan import stable_seed
+from essa_dist.data.shares import rarest_first, share_out
 from essa_dist.errors import UsageError
 from essa_dist.packing.source import Source
 
-# G groups (patients, or single images), K kinds (each class, images without a label, images), S splits.
+# G groups (patients, or single images), K kinds (each class, images without a label, images).
 
 
 class Shared(NamedTuple):
@@ -100,9 +101,7 @@ def _divide(free: Sequence[Source], splits: Mapping[str, float]) -> list[Source]
         return []
     names = list(groups)
     counts_GK = _counts([groups[name] for name in names])
-    rarest_G = np.where(counts_GK > 0, counts_GK.sum(axis=0), np.inf).min(axis=1)
-    order = np.lexsort((-counts_GK[:, -1], rarest_G))  # stable: else as they come, which is shuffled
-    chosen = _choose(counts_GK, order, np.array(list(splits.values())))
+    chosen = share_out(counts_GK, rarest_first(counts_GK), np.array(list(splits.values())))
     labels = list(splits)
     return [
         one._replace(split=labels[split])
@@ -128,25 +127,6 @@ def _kinds(one: Source) -> list[str]:
     if one.labels is not None:
         return [str(i) for i, flag in enumerate(one.labels) if flag == 1] or ["none of them"]
     return [UNLABELLED if one.label is None else f"class {one.label}"]
-
-
-def _choose(
-    counts_GK: NDArray[np.float64], order: NDArray[np.intp], shares_S: NDArray[np.float64]
-) -> NDArray[np.intp]:
-    """[G]: the split of each group.
-
-    As seats are given by the method of Webster: a group goes where (held + half of its own) / wanted is least, in the
-    mean over its images and their kinds.
-    """
-    wanted_SK = shares_S[:, None] * counts_GK.sum(axis=0)
-    held_SK = np.zeros_like(wanted_SK)
-    chosen_G = np.zeros(len(counts_GK), np.intp)
-    for group in order:
-        counts_K = counts_GK[group]
-        fill_S = ((held_SK + counts_K / 2) / wanted_SK) @ counts_K
-        chosen_G[group] = best = int(fill_S.argmin())
-        held_SK[best] += counts_K
-    return chosen_G
 
 
 def _refuse_empty(placed: Sequence[Source], splits: Mapping[str, float], free: Sequence[Source]) -> None:

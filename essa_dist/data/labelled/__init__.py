@@ -1,0 +1,1 @@
+"""Labelled images: which are trained on, how they are changed and mixed, and in what batches they come."""
