@@ -25,6 +25,7 @@ LAYERS = [
         "distributed.collectives",
     },
     {"losses", "heads", "backbones", "data"},
+    {"inference.sliding", "inference.overlay"},
     {"adapters"},
     {"objectives"},
     {"distributed"},

@@ -5,7 +5,7 @@ Shapes: B images, L local crops, N patches of a global crop, M masked patches, C
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,11 +20,8 @@ from essa_dist.losses.cross_entropy import dino_loss, ibot_loss
 from essa_dist.losses.koleo import koleo_loss
 from essa_dist.objectives.accumulation import Known, TeacherRows, drawing_from, prepare
 from essa_dist.objectives.diagnostics import prototype_entropy, rankme, row_entropy
-from essa_dist.objectives.interface import Objective
+from essa_dist.objectives.interface import Objective, StepValues
 from essa_dist.settings import Config
-
-if TYPE_CHECKING:
-    from essa_dist.engine.schedules import StepValues
 
 
 class DINOv2Config(Config):
@@ -83,7 +80,7 @@ class DINOv2Objective(Objective):
         return koleo or self.dino_targets.surveys
 
     def micro_batches(
-        self, model: Callable[..., Any], batch: Batch, n: int, values: "StepValues"
+        self, model: Callable[..., Any], batch: Batch, n: int, values: StepValues
     ) -> list[tuple[Batch, dict[str, Any]]]:
         """See :func:`~.accumulation.prepare`."""
         temp = values.teacher_temp

@@ -2,17 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from essa_dist.adapters.branches import Branches
 from essa_dist.backbones.vit import Backbone
 
-if TYPE_CHECKING:
-    from essa_dist.engine.schedules import StepValues
 
-Result = TypeVar("Result")
+@dataclass(frozen=True, kw_only=True)
+class StepValues:
+    """One step's point on every schedule."""
+
+    lr: float
+    head_lr: float
+    weight_decay: float
+    head_weight_decay: float
+    adapter_frozen: bool
+    last_layer_frozen: bool = False
+    ema_momentum: float = 0.0
+    """Where there is a teacher, as its temperature."""
+    teacher_temp: float = 1.0
 
 
 class Objective(nn.Module, ABC):
@@ -42,7 +53,7 @@ class Objective(nn.Module, ABC):
         model: Callable[..., Any],  # this objective as it was wrapped
         batch: Any,
         n: int,
-        values: "StepValues",
+        values: StepValues,
     ) -> Sequence[tuple[Any, dict[str, Any]]]:
         """``batch`` in ``n`` equal parts, each with the options of its :meth:`losses`, whose mean is the loss of the whole."""
         return [(part, {}) for part in batch.split(n)]
