@@ -88,13 +88,27 @@ VERBS: dict[str, Verb] = {
         "adapt a vision transformer to unlabelled images",
         example="essa adapt configs/smoke.yaml data.train=PACKED out=RUN",
     ),
+    "finetune": Verb(
+        "essa_dist.finetune",
+        "finetune",
+        "essa_dist.finetune:FinetuneConfig",
+        "train for a labelled task: classes, several labels, grades or masks",
+        example="essa finetune configs/finetune.yaml model=RUN data.train=PACKED out=RUN2",
+    ),
     "evaluate": Verb(
         "essa_dist.evaluation.evaluate",
         "evaluate",
         "essa_dist.evaluation.evaluate:EvaluateConfig",
-        "measure frozen features on labelled images (knn | linear)",
+        "measure frozen features on labelled images (knn | linear | linear_sgd | fewshot | retrieval)",
         "protocol",
         "essa evaluate knn model=RUN bank=PACKED test=PACKED",
+    ),
+    "evaluate suite": Verb(
+        "essa_dist.report.suite",
+        "evaluate_suite",
+        "essa_dist.evaluation.suite:SuiteConfig",
+        "several protocols over several models, data sets and seeds, into one table (also: evaluate suite=FILE)",
+        example="essa evaluate suite=configs/suites/cells.yaml models=A,B,C out=SUITE",
     ),
     "embed": Verb(
         "essa_dist.inference.embed",
@@ -103,6 +117,14 @@ VERBS: dict[str, Verb] = {
         "write the features of any images by any model as Parquet or npz",
         "model",
         "essa embed RUN images=IMAGES out=FEATURES",
+    ),
+    "predict": Verb(
+        "essa_dist.inference.predict",
+        "predict",
+        "essa_dist.inference.predict:PredictConfig",
+        "say what a fine-tuned run sees in any images: a table, masks, metrics",
+        "run",
+        "essa predict RUN images=IMAGES out=PREDICTIONS",
     ),
     "export": Verb(
         "essa_dist.export",
@@ -157,11 +179,15 @@ VERBS: dict[str, Verb] = {
 def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:
     """The verb that ``words`` (not none) begin with, and the words behind it: `pack index` is one, not `pack` of `index`.
 
-    Raises UsageError with the verbs that there are.
+    `evaluate suite=FILE` is `evaluate suite FILE`. Raises UsageError with the verbs that there are.
     """
     from essa_dist.errors import UsageError
     from essa_dist.nearest import nearest
 
+    for i, word in enumerate(words[1:], start=1):
+        second, equals, value = word.partition("=")
+        if equals and words[0] in VERBS and (name := f"{words[0]} {second}") in VERBS:
+            return name, [value, *words[1:i], *words[i + 1 :]]
     for n in (2, 1):
         name = " ".join(words[:n])
         if name in VERBS:
@@ -247,7 +273,12 @@ def evaluate(source: Source = None, *overrides: str, **values: Any) -> dict[str,
     """Measure the frozen features of a model on labelled images, like ``essa evaluate``.
 
     A text that isn't a YAML file is the protocol: ``evaluate("knn", model="RUN", bank="PACKED", test="PACKED")``.
+    With a suite it is ``evaluate(suite="SUITE.yaml", models="A,B")``.
     """
+    if "suite" in values:
+        return call(
+            "evaluate suite", values.pop("suite"), (*([source] if source else []), *overrides), values
+        )
     return call("evaluate", source, overrides, values)
 
 

@@ -1,0 +1,278 @@
+"""Supervised adaptation: what it trains, on what, by which schedules; judged at the end. The loop is the engine's."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from essa_dist.backbones import Backbone
+from essa_dist.backbones.weights import parameters_sha256
+from essa_dist.data.batch import check_channels
+from essa_dist.data.labelled.batch import LabelledBatch
+from essa_dist.data.labelled.evaluation import evaluation_batches
+from essa_dist.data.labelled.labels import LabelKind, Labels, labels_of, mask_pixels
+from essa_dist.data.labelled.loader import LabelledLoader
+from essa_dist.data.labelled.mixing import Mixer
+from essa_dist.data.shards import PackedImages
+from essa_dist.distributed.messages import Channel
+from essa_dist.engine.build import DTYPES, Training, Trunk, assemble, cast_frozen
+from essa_dist.engine.job import Job
+from essa_dist.engine.saving import restore
+from essa_dist.engine.schedules import cosine, in_steps, warmup_cosine
+from essa_dist.engine.train import Run, run_job
+from essa_dist.engine.watching.signals import stop_signals
+from essa_dist.errors import Preempted, UsageError
+from essa_dist.evaluation.features import check_image_size
+from essa_dist.finetune.config import FinetuneConfig
+from essa_dist.finetune.judging import Interrupted, Judged, judge, told, write_json
+from essa_dist.finetune.objective import Predict, Supervised
+from essa_dist.finetune.start import put_adapter, start_model
+from essa_dist.finetune.validation import Validation
+from essa_dist.heads.pooled import PooledHead
+from essa_dist.heads.segmentation import Decoder, build_decoder
+from essa_dist.objectives import StepValues
+from essa_dist.runfolder import EVALUATION, result_checkpoint
+from essa_dist.tasks import ClassCounts, Task, build_task, resolve_task
+
+log = logging.getLogger(__name__)
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Train for a labelled task, keep the checkpoint that is best on validation, judge it once on the test images.
+
+    Returns the summary of the run (``engine.words.summary``) with ``task``, ``target_metric``, ``best_step``, the
+    scores of the test images as ``test`` and the file of their predictions. Raises what ``adapt`` raises.
+    """
+    with stop_signals() as signals:
+        return run_job(Finetuning(config), signals)
+
+
+LABELS: dict[str, LabelKind] = {"segmentation": "mask", "multilabel": "multi"}
+"""What each task learns from; all others from one class for each image."""
+
+
+class Finetuning(Job[FinetuneConfig]):
+    """Trains adapter and head by a task's loss, and looks at the validation images."""
+
+    task: Task
+    sets: dict[str, "LabelledSet"]
+    mixer: Mixer
+
+    def build(self, accelerator: Accelerator, *, restored: bool = False) -> Training:
+        """See :class:`Job`; raises UsageError, DataError or WeightsError with the way out."""
+        config = self.config
+        torch.manual_seed(config.seed)  # heads start equal on every process
+        train = self._open_sets(accelerator)
+        check_channels(config.backbone.in_chans)
+        backbone = start_model(config)
+        check_image_size(config.data.image_size, backbone)
+        trunk = Trunk(parameters_sha256(backbone), sum(p.numel() for p in backbone.parameters()))
+        adapter = put_adapter(backbone, config)
+        dtype = DTYPES[config.precision]
+        objective = Supervised(
+            backbone, make_head(backbone, self.task, config), self.task, compute_dtype=dtype
+        )
+        cast_frozen(objective, dtype)
+        objective.to(accelerator.device).train()
+        chosen, ranks = (
+            train.chosen,
+            {"rank": accelerator.process_index, "world_size": accelerator.num_processes},
+        )
+        loader = LabelledLoader(
+            train.images,
+            train.labels,
+            config.data,
+            chosen=chosen,
+            seed=config.seed,
+            global_batch=config.batch_size,
+            **ranks,
+        )
+        return assemble(
+            objective, adapter, trunk, loader, train.images, config, accelerator, samples=len(chosen)
+        )
+
+    def _open_sets(self, accelerator: Accelerator) -> "LabelledSet":
+        """The training images; validation and test images in ``sets``. All before seconds of loading weights."""
+        config = self.config
+        if not config.data.train:
+            raise UsageError(
+                "data.train is not set: name packed, labelled images, as data.train=PACKED (essa pack makes them)"
+            )
+        images = config.data.open()
+        settings = resolve_task(config.task, images.manifest)
+        kind = LABELS.get(settings.model_dump()["kind"], "single")
+        labels = labels_of(images, kind)
+        train = LabelledSet(images, labels, config.data.choose(images, labels))
+        self.task = build_task(settings, images.manifest, train.counts())
+        self.settings = settings
+        self.mixer = Mixer(
+            config.mixing,
+            task=self.task.kind,
+            n_classes=len(self.task.classes),
+            seed=config.seed,
+            rank=accelerator.process_index,
+        )
+        self.sets = {}
+        for role in ("val", "test"):
+            named = getattr(config.data, role)
+            wanted = config.validation.every is not None if role == "val" else config.test.enabled
+            if not wanted or not (named or role in images.manifest.splits):
+                if wanted and role == "val":
+                    raise UsageError(
+                        f"data.train={config.data.train} has no split val to choose the best checkpoint on: name one, as "
+                        "data.val=PACKED:SPLIT, or keep the last checkpoint, validation.every=null"
+                    )
+                continue
+            other = config.data.open(role)
+            own = labels_of(other, kind, self.task.classes)
+            self.sets[role] = LabelledSet(other, own, own.known.nonzero()[0])
+        return train
+
+    def values(self, step: int, training: Training) -> StepValues:
+        """The schedules at ``step``, from 0: warm-up, then a cosine; a constant weight decay."""
+        optim, schedule = self.config.optim, self.config.schedule
+        epoch, total = training.steps_per_epoch, training.total_steps
+        shape = (step, in_steps(schedule.warmup, epoch), total)
+        end = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
+        decay = cosine(step, total, optim.weight_decay, end)
+        return StepValues(
+            lr=warmup_cosine(*shape, optim.lr, optim.min_lr),
+            head_lr=warmup_cosine(*shape, optim.lr if optim.head_lr is None else optim.head_lr, optim.min_lr),
+            weight_decay=decay,
+            head_weight_decay=decay if optim.head_weight_decay is None else optim.head_weight_decay,
+            adapter_frozen=step < in_steps(schedule.head_warmup, epoch),
+        )
+
+    def to_device(self, batch: LabelledBatch, training: Training) -> LabelledBatch:
+        """Normalised, on the device, and mixed."""
+        return self.mixer(super().to_device(batch, training))
+
+    def open_look(self, training: Training) -> Validation | None:
+        """Validation, where there are images for it."""
+        if "val" not in self.sets:
+            return None
+        channel = Channel()
+
+        def measure() -> dict[str, float]:
+            judged = self.judge("val", training, channel)
+            found: dict[str, float] = told(judged, lambda j: j.scores(self.task, resamples=0), channel)[
+                "values"
+            ]
+            return found
+
+        identity = {"images": self.sets["val"].images.manifest.name, "split": self.sets["val"].images.split}
+        return Validation(
+            self.config.validation,
+            measure,
+            metric=self.task.target_metric,
+            higher_is_better=self.task.higher_is_better,
+            identity=identity | {"n": len(self.sets["val"].chosen), "metric": self.task.target_metric},
+        )
+
+    def judge(self, role: str, training: Training, channel: Channel) -> Judged | None:
+        """Predict a set on all ranks; what is known of it on rank 0. Raises Interrupted on all ranks after a signal."""
+        data, accelerator = self.config.data, training.accelerator
+        chosen = self.sets[role]
+        batches = evaluation_batches(
+            chosen.images,
+            chosen.labels,
+            chosen.chosen,
+            image_size=data.image_size,
+            batch_size=self.config.validation.batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            how=data.evaluation,
+            share=data.evaluation_share,
+            threads=data.count_workers(),
+        )
+
+        def watched() -> Iterator[LabelledBatch]:
+            for batch in batches:
+                if self.interrupted():
+                    raise Interrupted
+                yield batch
+                self.moved()
+
+        def ready(batch: LabelledBatch) -> LabelledBatch:
+            on_device: LabelledBatch = super(Finetuning, self).to_device(batch, training)
+            return on_device
+
+        model: Callable[[Tensor], Tensor] = lambda images: training.strategy.model(Predict(images))  # noqa: E731
+        return judge(model, watched(), ready, self.task, channel)
+
+    def state(self) -> dict[str, Any]:
+        """What a model of this run must know of its labels."""
+        return {
+            "task": self.settings.model_dump(mode="json"),
+            "classes": list(self.task.classes),
+            "image_size": self.config.data.image_size,
+        }
+
+    def finish(self, run: Run) -> dict[str, Any]:
+        """Judge the result once on the test images. Raises Preempted after a signal."""
+        training, channel = run.training, run.channel
+        best = channel.together(lambda: str(result_checkpoint(run.folder)))
+        state = restore.load(Path(best), training.strategy, channel, trunk_sha256=training.trunk.sha256)
+        found: dict[str, Any] = {
+            "task": self.task.kind,
+            "target_metric": self.task.target_metric,
+            "best_step": state["step"],
+        }
+        if isinstance(run.look, Validation):
+            found["val"] = {self.task.target_metric: run.look.best}
+        if "test" not in self.sets:
+            return found
+        try:
+            run.watchdog.at("evaluating")
+            judged = self.judge("test", training, channel)
+        except Interrupted:
+            raise Preempted(
+                "stopped by a signal while the test images were predicted; training is done, resume=true predicts them"
+            ) from None
+        test = self.sets["test"]
+        patients = None if test.images.patients is None else test.images.patients[test.chosen]
+        scores = told(
+            judged,
+            lambda j: j.scores(self.task, resamples=self.config.test.resamples, patients=patients),
+            channel,
+        )
+        if run.main and judged is not None:
+            self._write(run.folder / EVALUATION, judged, found | {"test": scores})
+        return found | {"test": scores, "predictions": str(run.folder / EVALUATION / "test.npz")}
+
+    def _write(self, folder: Path, judged: Judged, result: dict[str, Any]) -> None:
+        folder.mkdir(exist_ok=True)
+        images = self.sets["test"].images
+        judged.save(folder / "test.npz", [images.keys[i] for i in judged.indices.tolist()], self.task.classes)
+        write_json(folder / "test.json", result | {"images": images.manifest.name, "split": images.split})
+
+
+class LabelledSet(NamedTuple):
+    """A split, its labels in the classes of the task, and the samples of it that are used."""
+
+    images: PackedImages
+    labels: Labels
+    chosen: NDArray[np.int64]
+
+    def counts(self) -> ClassCounts:
+        """How often the chosen samples show each class; of masks, how many pixels."""
+        if self.labels.kind == "mask":
+            pixels = mask_pixels(self.images, self.labels, self.chosen).sum(axis=0)
+            return ClassCounts(tuple(pixels.tolist()), (int(pixels.sum()),) * len(pixels))
+        positive, known = self.labels.counts(self.chosen), self.labels.known_counts(self.chosen)
+        return ClassCounts(tuple(positive.tolist()), tuple(known.tolist()))
+
+
+def make_head(backbone: Backbone, task: Task, config: FinetuneConfig) -> PooledHead | Decoder:
+    """The untrained head; from the seed alone."""
+    if task.kind == "segmentation":
+        return build_decoder(config.decoder, backbone, task.n_outputs, seed=config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PooledHead(backbone.embed_dim, task.n_outputs, config.head)
