@@ -60,7 +60,7 @@ def _main(words: Sequence[str]) -> int:
 
 def _run(words: Sequence[str]) -> Outcome:
     # Before imports and settings, which take seconds in which a run may be stopped like later.
-    with stop_signals(until_exit=True) if "adapt" in words else nullcontext() as signals:
+    with stop_signals(until_exit=True) if {"adapt", "finetune"} & set(words) else nullcontext() as signals:
         try:
             outcome = _obey(words)
         except (Exception, KeyboardInterrupt) as error:

@@ -58,5 +58,6 @@ def suite(result: Mapping[str, Any]) -> str:
     out = StringIO()
     Console(file=out, width=140).print(table)
     shown = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-    done = f"{result['new_cells']} of {result['cells']} cells done now, the others before"
+    new, cells = result["new_cells"], result["cells"]
+    done = f"{new} of {cells} cells done now" + (", the others before" if new < cells else "")
     return f"{shown}\n{words.note(result)}\n{done}; {', '.join(result['files'])}\n"

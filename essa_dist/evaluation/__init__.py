@@ -1,4 +1,4 @@
-"""How good frozen features are: k-NN and linear probes on labelled images that adaptation never saw."""
+"""How good frozen features are: k-NN, linear probes, few shots and retrieval on labelled images that adaptation never saw."""
 
 from essa_dist.evaluation.evaluate import EvaluateConfig, evaluate
 from essa_dist.evaluation.features import FeatureSet, extract_features

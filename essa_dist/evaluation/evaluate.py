@@ -13,8 +13,11 @@ from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.pixels import Window
 from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
+from essa_dist.distributed.collectives import rank
 from essa_dist.errors import UsageError
-from essa_dist.evaluation.probe import ProbeConfig, Protocol, evaluate_model
+from essa_dist.evaluation.probe import ProbeConfig, evaluate_model, find_device
+from essa_dist.evaluation.protocols import Protocol
+from essa_dist.evaluation.ranks import join
 from essa_dist.export.attach import attach
 from essa_dist.export.models import load_model
 
@@ -27,7 +30,8 @@ class EvaluateConfig(ProbeConfig):
     """One model, one bank, one test set, one protocol."""
 
     protocol: Protocol
-    """knn: weighted k nearest neighbours; linear: logistic regression."""
+    """knn: weighted k nearest neighbours; linear: logistic regression; linear_sgd: a grid of heads trained by SGD; fewshot:
+    a few images of each class; retrieval: the bank sorted by similarity."""
     model: str
     """timm name, weights file, run folder (its teacher) or export folder; prefix student: for that branch."""
     adapter: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
@@ -54,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.out is not None and Path(config.out).is_dir():
         raise UsageError(f"out={config.out} is a folder: name a JSON file, for example {config.out}/knn.json")
+    join(find_device(config.device))
     window = None if config.window == "header" else config.window
     bank = open_packed(config.bank, prefer=("train",), window=window, cache=config.cache)
     test = open_packed(config.test, prefer=("test", "val"), window=window, cache=config.cache)
@@ -66,7 +71,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         rows = [_probe(base, bank, test, config) | {"adapter": None, "trained_parameters": 0}]
         rows += [_probe(model, bank, test, config) | row for model, row in models]
         result = {"protocol": config.protocol, "model": config.model, "rows": rows} | about
-    if config.out is not None:
+    if config.out is not None and rank() == 0:
         _write_json(result, Path(config.out))
     return result
 

@@ -5,7 +5,7 @@ Shapes: n images, B batch, H x W pixels, S the side that the model sees, N patch
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
@@ -19,6 +19,7 @@ from essa_dist.backbones import Backbone, Features
 from essa_dist.data.batch import normalise
 from essa_dist.data.shards import PackedImages
 from essa_dist.errors import DataError, DivergedError, UsageError
+from essa_dist.evaluation.ranks import chunks, gather_rows, own_chunks
 
 Pooling = Literal["cls", "mean", "cls+mean"]
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -44,24 +45,31 @@ def extract_features(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     progress: Progress | None = None,
+    spread: bool = False,
 ) -> FeatureSet:
     """Tokens after the final norm, pooled. Leaves ``backbone`` on ``device`` and in eval mode.
 
     ``workers`` threads decode and resize, one batch ahead; the result does not depend on their number.
+    ``spread``: over the ranks of a launcher, all of which must call it. Rank r takes batches r, r + W, ... of the same
+    ones that one process has, so every rank gets what one process would have got, bit for bit on like machines.
     Raises ``UsageError`` for an ``image_size`` that the patches don't tile, ``DataError`` naming the key of an
     image that can't be read (none is skipped), ``DivergedError`` if a feature is not finite.
     """
     check_image_size(image_size, backbone)
     backbone.eval().to(device)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
-    pooled: list[Tensor] = []
+    batches = own_chunks(len(images), batch_size) if spread else chunks(len(images), batch_size)
+    width = backbone.embed_dim * (2 if pooling == "cls+mean" else 1)
+    pooled = [torch.empty(0, width)]  # a rank may have no batch at all
     with torch.inference_mode(), autocast:
-        for batch_B3SS in _batches(images, image_size, crop, batch_size, workers):
+        for batch_B3SS in _batches(images, batches, image_size, crop, workers):
             tokens = backbone(normalise(batch_B3SS.to(device), backbone.mean, backbone.std))
             pooled.append(_pool(tokens, pooling).float().cpu())
             if progress is not None:
-                progress(sum(map(len, pooled)), len(images))
+                progress(sum(map(len, pooled)), sum(map(len, batches)))
     features = torch.cat(pooled)  # outside inference mode, so that a probe can be trained on them
+    if spread:
+        features = gather_rows(features, len(images), batch_size)
     _refuse_non_finite(features, images, backbone)
     return FeatureSet(features, _labels(images), tuple(images.keys))
 
@@ -90,9 +98,9 @@ def prepare_image(image_3HW: Tensor, image_size: int, crop: float = 1.0) -> Tens
 
 
 def _batches(
-    images: PackedImages, image_size: int, crop: float, batch_size: int, workers: int
+    images: PackedImages, batches: Sequence[range], image_size: int, crop: float, workers: int
 ) -> Iterator[Tensor]:
-    """uint8 [B, 3, S, S] in order; at most two batches are held."""
+    """uint8 [B, 3, S, S] of each batch in order; at most two are held."""
     own = threading.local()  # each thread reads by file descriptors of its own
 
     def start_thread() -> None:
@@ -101,13 +109,13 @@ def _batches(
     def load(index: int) -> Tensor:
         return prepare_image(_decode(own.images, index), image_size, crop)
 
-    def submit(start: int) -> list[Future[Tensor]]:
-        return [pool.submit(load, i) for i in range(start, min(start + batch_size, len(images)))]
+    def submit(batch: Sequence[int]) -> list[Future[Tensor]]:
+        return [pool.submit(load, i) for i in batch]
 
     with ThreadPoolExecutor(workers, initializer=start_thread) as pool:
-        coming = submit(0)
-        for start in range(batch_size, len(images) + batch_size, batch_size):
-            ready, coming = coming, submit(start)
+        coming = submit(batches[0]) if batches else []
+        for following in [*batches[1:], ()][: len(batches)]:
+            ready, coming = coming, submit(following)
             yield torch.stack([future.result() for future in ready])
 
 

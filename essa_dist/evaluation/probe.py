@@ -11,18 +11,16 @@ from torch import Tensor
 from essa_dist.backbones import Backbone
 from essa_dist.data.shards import PackedImages
 from essa_dist.errors import UsageError
-from essa_dist.evaluation.classes import common_classes, renumber, warn_of_overlap
-from essa_dist.evaluation.features import FeatureSet, Pooling, Progress, check_image_size, extract_features
-from essa_dist.evaluation.knn import knn_probabilities
-from essa_dist.evaluation.linear import linear_predictions
-from essa_dist.evaluation.metrics import classification_metrics
+from essa_dist.evaluation.classes import common_classes, warn_of_overlap
+from essa_dist.evaluation.features import Pooling, Progress, check_image_size, extract_features
+from essa_dist.evaluation.protocols import PROTOCOLS, Protocol, ProtocolConfig, Task, check_fit
+from essa_dist.evaluation.readings import Reading
+from essa_dist.evaluation.samples import are_same, with_targets
 from essa_dist.settings import Config
 
-Protocol = Literal["knn", "linear"]
 
-
-class ProbeConfig(Config):
-    """How features are made and probed, whatever the model and the images."""
+class FeatureConfig(Config):
+    """How features are made, whatever the model and the images."""
 
     image_size: int | None = Field(default=None, gt=0)
     """Side in pixels that the model sees, a multiple of its patch size; null: the model's own."""
@@ -30,20 +28,21 @@ class ProbeConfig(Config):
     """Central share of each side that is shown to the model: 1.0 the whole image, 0.65 its middle."""
     pooling: Pooling = "cls"
     """Feature of an image: class token, mean of the patch tokens, or both side by side."""
-    k: int = Field(default=20, ge=1)
-    """k-NN: neighbours that vote."""
-    temperature: float = Field(default=0.07, gt=0)
-    """k-NN: a neighbour of cosine similarity s votes with weight exp(s / temperature)."""
     batch_size: int = Field(default=64, ge=1)
     """Images per forward pass."""
     workers: int = Field(default=2, ge=1)
     """Threads that decode and resize images."""
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ...; under a launcher each rank takes its own GPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: features under autocast, faster where the hardware has it, with about three digits."""
+
+
+class ProbeConfig(ProtocolConfig, FeatureConfig):
+    """How features are made and probed, whatever the model and the images."""
+
     seed: int = Field(default=0, ge=0)
-    """Of the cross-validation folds and the bootstrap."""
+    """Of everything that is drawn: folds, held-out patients, shots, bootstrap."""
 
 
 def evaluate_model(
@@ -59,15 +58,19 @@ def evaluate_model(
     """One result per protocol, from features that are extracted once; ``model`` is its name in the results.
 
     Keys: ``protocol, model, image_size, crop, pooling, n_bank, n_test, overlap`` (test images that are in the
-    bank), ``classes, accuracy, balanced_accuracy, interval`` (95 %), ``confusion`` (rows are the truth),
-    ``seed, seconds`` (extraction and this protocol); of knn ``k, temperature``; of linear ``C``.
-    Raises what ``evaluate`` raises.
+    bank), ``classes, seed, seconds`` (extraction and this protocol); what the protocol measured, with the 95 %
+    ``interval`` of its headline; and the setting that this is of (of knn ``k, temperature``, of linear ``C``). With
+    several settings ``grid`` has a mapping for each, the quoted one first. Under a launcher the ranks share the work,
+    and all must call this. Raises what ``evaluate`` raises.
     """
     config = config or ProbeConfig()
     image_size = config.image_size or backbone.image_size
-    device = _device(config.device)
-    _refuse_early(backbone, image_size, bank, protocols, config)
+    device = find_device(config.device)
     classes = common_classes(bank, test)
+    check_image_size(image_size, backbone)
+    for protocol in protocols:
+        check_fit(protocol, config, n_bank=len(bank), is_multilabel=bank.label_matrix is not None)
+    is_harmless = set(protocols) == {"retrieval"} and are_same(bank, test)  # it leaves the image itself out
     common = {
         "model": model or backbone.name,
         "image_size": image_size,
@@ -75,39 +78,59 @@ def evaluate_model(
         "pooling": config.pooling,
         "n_bank": len(bank),
         "n_test": len(test),
-        "overlap": warn_of_overlap(bank, test),
+        "overlap": warn_of_overlap(bank, test, is_harmless=is_harmless),
         "seed": config.seed,
         "classes": list(classes),
     }
     started = time.perf_counter()
-
-    def features(images: PackedImages) -> FeatureSet:
-        found = extract_features(
-            backbone,
-            images,
-            image_size=image_size,
-            crop=config.crop,
-            pooling=config.pooling,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            device=device,
-            bf16=config.precision == "bf16",
-            progress=progress,
-        )
-        return found._replace(labels=renumber(found.labels, images.classes, classes))
-
-    of_bank, of_test = features(bank), features(test)
+    features = [features_of(backbone, images, config, device, progress) for images in (bank, test)]
+    of_bank, of_test = with_targets((features[0], features[1]), bank, test, classes)
     extraction = time.perf_counter() - started
     results: dict[str, dict[str, Any]] = {}
     for protocol in protocols:
         started = time.perf_counter()
-        measured = _probe(protocol, of_bank, of_test, len(classes), config)
+        task = Task(of_bank.to(device), of_test.to(device), classes, config, config.seed)
+        measured = as_result(PROTOCOLS[protocol].run(task), seed=config.seed)
         seconds = round(extraction + time.perf_counter() - started, 3)
         results[protocol] = {"protocol": protocol, **common, **measured, "seconds": seconds}
     return results
 
 
-def _device(wanted: str) -> torch.device:
+def features_of(
+    backbone: Backbone,
+    images: PackedImages,
+    config: FeatureConfig,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Features of all images, [n, C] fp32 on the CPU, extracted by all ranks together."""
+    return extract_features(
+        backbone,
+        images,
+        image_size=config.image_size or backbone.image_size,
+        crop=config.crop,
+        pooling=config.pooling,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        bf16=config.precision == "bf16",
+        progress=progress,
+        spread=True,
+    ).features
+
+
+def as_result(readings: Sequence[Reading], *, seed: int) -> dict[str, Any]:
+    """The first reading, and with several a ``grid`` of all of them (confusions and single classes left out)."""
+    found = [reading.result(seed=seed) | reading.setting for reading in readings]
+    grid = [
+        {name: value for name, value in one.items() if name not in ("confusion", "per_class", "left_out")}
+        for one in found
+    ]
+    return found[0] | ({"grid": grid} if len(found) > 1 else {})
+
+
+def find_device(wanted: str) -> torch.device:
+    """The device that features are extracted on. Raises ``UsageError`` where it can't be used."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -115,39 +138,3 @@ def _device(wanted: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
         raise UsageError(f"device={wanted!r} can't be used here: choose auto, cpu or a GPU it has") from error
     return torch.device(wanted)
-
-
-def _refuse_early(
-    backbone: Backbone,
-    image_size: int,
-    bank: PackedImages,
-    protocols: Sequence[Protocol],
-    config: ProbeConfig,
-) -> None:
-    """What would otherwise fail only after minutes of extraction."""
-    check_image_size(image_size, backbone)
-    if "knn" in protocols and config.k > len(bank):
-        raise UsageError(f"k={config.k} is outside 1..{len(bank)} (the bank): lower k or enlarge the bank")
-
-
-def _probe(
-    protocol: Protocol, bank: FeatureSet, test: FeatureSet, num_classes: int, config: ProbeConfig
-) -> dict[str, Any]:
-    settings: dict[str, Any]
-    if protocol == "knn":
-        settings = {"k": config.k, "temperature": config.temperature}
-        votes_MK = knn_probabilities(
-            bank.features, bank.labels, test.features, num_classes=num_classes, **settings
-        )
-        predicted_M = votes_MK.argmax(dim=1)
-    else:
-        predicted_M, settings = _linear(bank, test, config.seed)
-    metrics = classification_metrics(predicted_M, test.labels, num_classes=num_classes, seed=config.seed)
-    return metrics._asdict() | settings
-
-
-def _linear(bank: FeatureSet, test: FeatureSet, seed: int) -> tuple[Tensor, dict[str, Any]]:
-    predicted, strength = linear_predictions(
-        bank.features.numpy(), bank.labels.numpy(), test.features.numpy(), seed=seed
-    )
-    return torch.from_numpy(predicted), {"C": strength}

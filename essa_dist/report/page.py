@@ -14,6 +14,7 @@ from essa_dist.report.looks import look_at_images, look_sections, missing_looks
 from essa_dist.report.record import Record, read_record
 from essa_dist.report.section import Section
 from essa_dist.report.sections import confusion_section, results_section, setup_section, training_sections
+from essa_dist.report.suite import suite_sections
 from essa_dist.report.tables import sentence
 from essa_dist.settings import Config
 
@@ -58,6 +59,7 @@ def _sections(record: Record, config: ReportConfig, out: Path) -> list[Section]:
     base = config.base or record.base_name
     return [
         results_section(record, base, out),
+        *suite_sections(record.run, out),
         *_look_sections(record, config, out),
         confusion_section(record, base, out),
         *training_sections(record, out),

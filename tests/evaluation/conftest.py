@@ -21,8 +21,13 @@ class Pictures:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     split: str = "train"
-    manifest: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(shards=()))
-    label_matrix: np.ndarray | None = None
+    manifest: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(shards=(), index_sha256=""))
+    label_matrix: NDArray[np.int8] | None = None
+    patients: NDArray[np.int32] | None = None
+
+    @property
+    def folder(self) -> int:
+        return id(self)
 
     @property
     def keys(self) -> Sequence[str]:

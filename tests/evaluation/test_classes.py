@@ -11,6 +11,7 @@ import torch
 
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.classes import common_classes, renumber, warn_of_overlap
+from essa_dist.evaluation.samples import targets_of
 
 Draw = Callable[..., Any]
 
@@ -82,8 +83,21 @@ def test_disjoint_splits_of_one_set_pass_in_silence(draw: Draw, caplog: pytest.L
     assert not caplog.records
 
 
-def test_images_with_several_labels_are_refused_with_the_reason(draw: Draw) -> None:
-    bank = draw(["red", "green"], [1, 1])
-    bank.labels, bank.label_matrix = None, np.array([[1, 0], [1, 1]], np.int8)
-    with pytest.raises(UsageError, match="given as bank, has several labels for an image"):
+def several(images: Any, flags: list[list[int]]) -> Any:
+    images.labels, images.label_matrix = None, np.array(flags, np.int8)
+    return images
+
+
+def test_several_labels_an_image_and_one_do_not_mix(draw: Draw) -> None:
+    bank = several(draw(["red", "green"], [1, 1]), [[1, 0], [1, 1]])
+    with pytest.raises(UsageError, match="bank has several labels for an image, test has one class for each"):
         common_classes(bank, draw(["red", "green"], [1, 1]))
+
+
+def test_classes_of_several_labels_an_image_are_matched_by_name_and_one_is_enough(draw: Draw) -> None:
+    bank = several(draw(["red", "green"], [1, 1]), [[1, 0], [1, 1]])
+    test = several(draw(["blue", "green"], [1, 1]), [[0, 1], [-1, 0]])
+    assert common_classes(bank, test) == ("red", "green", "blue")
+    assert targets_of(test, ("red", "green", "blue")).tolist() == [[-1, 1, 0], [-1, 0, -1]]
+    one = several(draw(["red"], [2]), [[1], [0]])
+    assert common_classes(one, one) == ("red",)

@@ -108,6 +108,68 @@ def test_impossible_settings_are_refused_at_once(settings: dict[str, Any], wrong
         EvaluateConfig(**settings | wrong)
 
 
+def test_one_k_gives_the_keys_it_always_gave_and_several_a_grid(settings: dict[str, Any]) -> None:
+    one = evaluate(EvaluateConfig(**settings))
+    assert (one["k"], one["temperature"]) == (3, 0.07)
+    assert "grid" not in one
+    several = evaluate(EvaluateConfig(**settings | {"k": "3,1, 6", "temperature": "0.07,0.1"}))
+    assert [(row["k"], row["temperature"]) for row in several["grid"]] == [
+        (k, t) for k in (3, 1, 6) for t in (0.07, 0.1)
+    ]
+    assert {key: several[key] for key in one if key != "seconds"} == {
+        key: one[key] for key in one if key != "seconds"
+    }
+
+
+@pytest.mark.parametrize("protocol", ["linear_sgd", "fewshot", "retrieval"])
+def test_every_protocol_tells_two_colours_apart(settings: dict[str, Any], protocol: str) -> None:
+    asked = settings | {"protocol": protocol, "shots": 2, "draws": 3, "steps": 20, "at": "1,2"}
+    found = evaluate(EvaluateConfig(**asked))
+    metric = "map" if protocol == "retrieval" else "balanced_accuracy"
+    assert found[metric] == 1
+    assert found["interval"] == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def two_flags(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Images that are red or not and bright or not, by patient; of some one of both is not known."""
+    folder = tmp_path_factory.mktemp("flags")
+    random = np.random.default_rng(0)
+    lines = ["path,patient,split,red,bright"]
+    for i in range(48):
+        red, bright, split = i % 2, i // 2 % 2, "train" if i < 32 else "test"
+        pixels = np.full((24, 24, 3), 40 + 120 * bright) + random.integers(-20, 20, (24, 24, 3))
+        pixels[:, :, 0] += 70 * red
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{split}{i // 4},{split},{red},{bright if i % 5 else -1}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    pack(PackConfig(src=str(folder / "table.csv"), out=str(folder / "packed")))
+    return str(folder / "packed")
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "linear_sgd", "retrieval"])
+def test_images_with_several_labels_are_judged_by_every_protocol_that_can(
+    settings: dict[str, Any], two_flags: str, protocol: str
+) -> None:
+    asked = settings | {"protocol": protocol, "bank": two_flags, "test": two_flags, "steps": 100}
+    found = evaluate(EvaluateConfig(**asked))
+    assert found["classes"] == ["red", "bright"]
+    if protocol == "retrieval":
+        assert found["n_queries"] < found["n_test"]  # some show neither
+        assert found["recall_at_1"] > 0.8
+        return
+    assert found["auroc"] > 0.9
+    assert found["interval"][0] <= found["auroc"] <= found["interval"][1]
+    assert {name: one["n"] for name, one in found["per_class"].items()} == {"red": 8, "bright": 7}
+
+
+def test_few_shots_of_images_with_several_labels_are_refused(
+    settings: dict[str, Any], two_flags: str
+) -> None:
+    with pytest.raises(UsageError, match="choose knn, linear, linear_sgd or retrieval"):
+        evaluate(EvaluateConfig(**settings | {"protocol": "fewshot", "bank": two_flags, "test": two_flags}))
+
+
 SIZE = 112
 BANK, TEST = 12, 8  # images of each class
 

@@ -4,12 +4,14 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from essa_dist.errors import UsageError
-from essa_dist.evaluation.linear import STRENGTHS, folds, linear_predictions
+from essa_dist.evaluation.linear import STRENGTHS, folds, linear_probabilities, patient_folds
+from essa_dist.evaluation.samples import Samples
 
 C, K = 6, 3
 
@@ -20,6 +22,16 @@ def clouds(members: list[int], seed: int) -> tuple[NDArray[np.float32], NDArray[
     labels = np.repeat(np.arange(len(members)), members)
     centres = 2.0 * np.eye(len(members), C)
     return (centres[labels] + random.standard_normal((len(labels), C))).astype(np.float32), labels
+
+
+def linear_predictions(
+    bank: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], float]:
+    """The most probable class of each sample, and the C."""
+    samples = Samples(torch.from_numpy(bank), torch.from_numpy(labels))
+    found, strength = linear_probabilities(samples, torch.from_numpy(test), num_classes=int(labels.max()) + 1)
+    assert isinstance(strength, float)
+    return found.argmax(dim=1).numpy(), strength
 
 
 def test_it_is_scikit_learns_logistic_regression_at_the_c_it_chose() -> None:
@@ -92,3 +104,54 @@ def test_a_bank_of_one_class_is_refused() -> None:
     bank, labels = clouds([5], seed=0)
     with pytest.raises(UsageError, match="needs at least 2"):
         linear_predictions(bank, labels, bank)
+
+
+def several(bank: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Three labels: the sign of a channel, of every third image not known; noise; one that only two images have."""
+    flags = np.stack([bank[:, 0] > 1, np.arange(len(bank)) % 2 == 0, np.arange(len(bank)) < 2], axis=1)
+    flags = flags.astype(np.float32)
+    flags[::3, 0] = -1
+    return flags
+
+
+def test_of_several_labels_each_has_the_logistic_regression_of_what_is_known_of_it() -> None:
+    (bank, _), (test, _) = clouds([40] * K, seed=0), clouds([40] * K, seed=1)
+    flags = several(bank)
+    samples = Samples(torch.from_numpy(bank), torch.from_numpy(flags))
+    found, strengths = linear_probabilities(samples, torch.from_numpy(test), num_classes=3)
+    assert isinstance(strengths, list)
+    for label, strength in enumerate(strengths):
+        known = flags[:, label] >= 0
+        scaler = StandardScaler().fit(bank[known])
+        oracle = LogisticRegression(C=strength, max_iter=1000)
+        oracle.fit(scaler.transform(bank[known]), flags[known, label])
+        np.testing.assert_allclose(
+            found[:, label], oracle.predict_proba(scaler.transform(test))[:, 1], atol=1e-5
+        )
+
+
+def test_a_label_of_one_state_only_gets_its_share_and_all_of_them_are_refused() -> None:
+    bank, _ = clouds([10] * K, seed=0)
+    flags = several(bank)
+    flags[:, 1], flags[:, 2] = 1, -1
+    samples = Samples(torch.from_numpy(bank), torch.from_numpy(flags))
+    found, strengths = linear_probabilities(samples, samples.features, num_classes=3)
+    assert isinstance(strengths, list)
+    assert found[:, 1].eq(1).all()
+    assert found[:, 2].eq(0).all()
+    assert strengths[1:] == [None, None]
+    with pytest.raises(UsageError, match="in both states"):
+        linear_probabilities(
+            samples._replace(targets=samples.targets[:, 1:]), samples.features, num_classes=2
+        )
+
+
+def test_folds_of_patients_share_none_and_have_both_states_on_either_side() -> None:
+    random = np.random.default_rng(0)
+    patients, labels = np.repeat(np.arange(20), 3), (random.random(60) < 0.3).astype(np.int64)
+    splits = patient_folds(labels, patients, seed=0)
+    assert len(splits) >= 3
+    for train, valid in splits:
+        assert not set(patients[train]) & set(patients[valid])
+        assert set(labels[train]) == set(labels[valid]) == {0, 1}
+    assert patient_folds(labels, np.where(labels == 1, 0, patients + 1), seed=0) == []

@@ -12,7 +12,7 @@ from essa_dist.evaluation import probe
 from essa_dist.evaluation.probe import ProbeConfig, evaluate_model
 
 Draw = Callable[..., Any]
-SMALL = ProbeConfig(image_size=32, k=3, device="cpu")
+SMALL = ProbeConfig(image_size=32, k=(3,), device="cpu")
 COMMON = {"model", "image_size", "crop", "pooling", "n_bank", "n_test", "overlap", "seed", "classes"}
 MEASURED = {"protocol", "accuracy", "balanced_accuracy", "interval", "confusion", "seconds"}
 
@@ -66,7 +66,7 @@ def test_a_class_that_only_the_test_set_shows_counts_as_missed(
 
 def test_without_a_size_the_model_sees_its_own(backbone: Backbone, draw: Draw) -> None:
     bank, test = draw(["red", "blue"], [1, 1]), draw(["red", "blue"], [1, 1], seed=1)
-    own = evaluate_model(backbone, bank, test, ("knn",), ProbeConfig(k=1, device="cpu"))["knn"]
+    own = evaluate_model(backbone, bank, test, ("knn",), ProbeConfig(k=(1,), device="cpu"))["knn"]
     assert own["image_size"] == backbone.image_size == 224
 
 
@@ -76,7 +76,7 @@ def test_the_crop_hides_the_border(backbone: Backbone, draw: Draw) -> None:
     centre = test.pixels[0].clone()
     test.pixels[0] = draw(["blue"], [1]).pixels[0]
     test.pixels[0][:, 5:15, 6:18] = centre[:, 5:15, 6:18]
-    config = SMALL.model_copy(update={"k": 2, "crop": 0.5})
+    config = SMALL.model_copy(update={"k": (2,), "crop": 0.5})
     assert evaluate_model(backbone, bank, test, ("knn",), config)["knn"]["confusion"] == [[1, 0], [0, 0]]
     whole = config.model_copy(update={"crop": 1.0})
     assert evaluate_model(backbone, bank, test, ("knn",), whole)["knn"]["confusion"] == [[0, 1], [0, 0]]
@@ -85,7 +85,7 @@ def test_the_crop_hides_the_border(backbone: Backbone, draw: Draw) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 9}, r"k=9 is outside 1\.\.8 \(the bank\)"),
+        ({"k": (9,)}, r"k=9 is outside 1\.\.8 \(the bank\)"),
         ({"image_size": 40}, "use 32 or 48"),
         ({"device": "cuda:99"}, "device='cuda:99' can't be used here"),
     ],
@@ -102,5 +102,5 @@ def test_settings_that_do_not_fit_are_refused_before_any_image_is_read(
 
 def test_k_does_not_bind_the_linear_probe(backbone: Backbone, draw: Draw) -> None:
     images = draw(["red", "blue"], [2, 2])
-    config = SMALL.model_copy(update={"k": 20})
+    config = SMALL.model_copy(update={"k": (20,)})
     assert evaluate_model(backbone, images, images, ("linear",), config)["linear"]["n_bank"] == 4

@@ -94,6 +94,17 @@ def test_hd95_is_that_of_all_pairs_of_surface_pixels(seed: int) -> None:
     assert hausdorff95(other, one) == hausdorff95(one, other)
 
 
+def test_hd95_can_be_measured_while_training_flushes_denormals() -> None:
+    square = np.zeros((16, 16), dtype=bool)
+    square[:14, :14] = True
+    expected = hausdorff95(square, square.T[::-1])
+    torch.set_flush_denormal(True)
+    try:
+        assert hausdorff95(square, square.T[::-1]) == expected > 0  # it crashed the process
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_hd95_of_known_figures() -> None:
     square = np.zeros((20, 30), dtype=bool)
     square[5:10, 5:10] = True
