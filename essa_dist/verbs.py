@@ -276,9 +276,8 @@ def evaluate(source: Source = None, *overrides: str, **values: Any) -> dict[str,
     With a suite it is ``evaluate(suite="SUITE.yaml", models="A,B")``.
     """
     if "suite" in values:
-        return call(
-            "evaluate suite", values.pop("suite"), (*([source] if source else []), *overrides), values
-        )
+        words = overrides if source is None else (str(source), *overrides)
+        return call("evaluate suite", values.pop("suite"), words, values)
     return call("evaluate", source, overrides, values)
 
 

@@ -36,6 +36,7 @@ from essa_dist.finetune.start import put_adapter, start_model
 from essa_dist.finetune.validation import Validation
 from essa_dist.heads.pooled import PooledHead
 from essa_dist.heads.segmentation import Decoder, build_decoder
+from essa_dist.inference.sliding import sliding_logits
 from essa_dist.objectives import StepValues
 from essa_dist.runfolder import EVALUATION, result_checkpoint
 from essa_dist.tasks import ClassCounts, Task, build_task, resolve_task
@@ -184,7 +185,7 @@ class Finetuning(Job[FinetuneConfig]):
             chosen.labels,
             chosen.chosen,
             image_size=data.image_size,
-            batch_size=self.config.validation.batch_size,
+            batch_size=1 if data.evaluation == "native" else self.config.validation.batch_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             how=data.evaluation,
@@ -203,8 +204,30 @@ class Finetuning(Job[FinetuneConfig]):
             on_device: LabelledBatch = super(Finetuning, self).to_device(batch, training)
             return on_device
 
-        model: Callable[[Tensor], Tensor] = lambda images: training.strategy.model(Predict(images))  # noqa: E731
-        return judge(model, watched(), ready, self.task, channel)
+        return judge(self._model(training), watched(), ready, self.task, channel)
+
+    def _model(self, training: Training) -> Callable[[Tensor], Tensor]:
+        """Logits of images as they are evaluated, through the module that the strategy wrapped."""
+
+        def whole(images: Tensor) -> Tensor:
+            logits: Tensor = training.strategy.model(Predict(images))
+            return logits
+
+        def windows(images: Tensor) -> Tensor:
+            size, patch = self.config.data.image_size, training.objective.backbone.patch_size
+            return sliding_logits(
+                whole, images, crop=size, patch_size=patch, batch_size=self.config.validation.batch_size
+            )
+
+        if self.config.data.evaluation != "native":
+            return whole
+        # Images of different sizes are different numbers of calls, and sharded models need as many on every rank.
+        if training.strategy.sharded and training.accelerator.num_processes > 1:
+            raise UsageError(
+                f"data.evaluation=native does not go with {training.strategy.name}, which spreads the model over ranks: "
+                "use launch/ddp.yaml or zero2.yaml, or data.evaluation=whole"
+            )
+        return windows
 
     def state(self) -> dict[str, Any]:
         """What a model of this run must know of its labels."""

@@ -17,7 +17,10 @@ from essa_dist.distributed.strategies.replicated import Replicated
 class FSDP2(Replicated):
     """``fsdp2``: updates and EMA work on local shards and need no communication."""
 
-    sharded = True
+    @property
+    def sharded(self) -> bool:
+        """Always."""
+        return True
 
     def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
         objective = self.objective

@@ -59,6 +59,11 @@ class Strategy(ABC):
     optimizer: torch.optim.Optimizer
     """Whose ``param_groups`` take learning rates and weight decays."""
 
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold different parts of a tensor, so that all of them must make each forward pass."""
+        return False
+
     def __init__(self, accelerator: Accelerator, name: str) -> None:
         self.accelerator, self.name = accelerator, name
 

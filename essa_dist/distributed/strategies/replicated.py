@@ -16,9 +16,6 @@ from essa_dist.distributed.strategies.moments import fill_moment, moments
 class Replicated(Strategy):
     """``single`` and ``ddp``."""
 
-    sharded = False
-    """Whether ranks hold different parts of a tensor."""
-
     def wrap(self, optimizer: torch.optim.Optimizer, *, micro_batch: int) -> None:
         self.optimizer = optimizer
         # Not the optimizer: all that Accelerate would add to it is a loss scale, which is the engine's.

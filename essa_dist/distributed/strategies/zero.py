@@ -52,6 +52,11 @@ class ZeRO(Strategy):
         objective.branches.attach()  # after DeepSpeed's hooks, which gather what a module needs
         self.pieces: dict[str, Piece] = pieces(self.zero, self.stage, objective.branches.students)
 
+    @property
+    def sharded(self) -> bool:
+        """From stage 3 on."""
+        return self.stage == 3
+
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -74,7 +79,9 @@ class ZeRO(Strategy):
             group["lr"] = group["weight_decay"] = 0.0
         self.engine.step()
         for flat in self._held_partitions(held):
-            if counts_steps(self.optimizer):  # SGD keeps but a momentum, which is zero where no gradient ever was
+            if counts_steps(
+                self.optimizer
+            ):  # SGD keeps but a momentum, which is zero where no gradient ever was
                 self.optimizer.state[flat]["step"].zero_()
         applied = self.engine.was_step_applied()
         if norm is None or not applied:
