@@ -86,7 +86,7 @@ def assemble(
     depth = len(objective.backbone.vit.blocks)
     optimizer = build_optimizer(objective.branches.students, config.optim, depth=depth)
     of_trunk, every = objective.branches.count("backbone."), objective.branches.count()
-    strategy = choose(accelerator)
+    strategy = choose(accelerator, shard_frozen=config.shard_frozen)
     micro_batch, rest = divmod(config.batch_size, accelerator.num_processes * config.accumulate)
     if rest:
         raise UsageError(

@@ -49,6 +49,8 @@ class JobConfig(Config):
     """Micro-batches per update, to fit in memory; the update is that of the whole batch (see objective.koleo_over)."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """What is computed in; trained tensors, their optimizer state and the teacher are kept in fp32."""
+    shard_frozen: bool = False
+    """fsdp2: spread frozen tensors over ranks too. 2 bytes a number less on each rank, and several times the traffic."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is one."""
     threads: int | None = Field(None, ge=1)

@@ -78,7 +78,7 @@ def test_a_run_is_the_same_however_it_is_spread(
         ("single", 1, ["accumulate=2"]),
         ("zero2", 2, ["accumulate=2"]),
         ("zero3", 2, ["accumulate=2", "backbone.checkpoint_activations=true"]),
-        ("fsdp2", 2, ["accumulate=2", "backbone.checkpoint_activations=true"]),
+        ("fsdp2", 2, ["accumulate=2", "backbone.checkpoint_activations=true", "shard_frozen=true"]),
     ],
     ids=["single", "zero2", "zero3-recomputed", "fsdp2-recomputed"],
 )

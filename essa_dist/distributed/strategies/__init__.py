@@ -9,8 +9,8 @@ from essa_dist.distributed.strategies.interface import Part, Strategy
 __all__ = ["Clipping", "Part", "Strategy", "choose"]
 
 
-def choose(accelerator: Accelerator) -> Strategy:
-    """The strategy that ``accelerator`` stands for."""
+def choose(accelerator: Accelerator, *, shard_frozen: bool = False) -> Strategy:
+    """The strategy that ``accelerator`` stands for; ``shard_frozen``: FSDP2 spreads frozen tensors over ranks as well."""
     name = strategy_name(accelerator)
     if name.startswith("zero"):
         from essa_dist.distributed.strategies.zero import ZeRO
@@ -19,7 +19,7 @@ def choose(accelerator: Accelerator) -> Strategy:
     if name == "fsdp2":
         from essa_dist.distributed.strategies.fsdp2 import FSDP2
 
-        return FSDP2(accelerator, name)
+        return FSDP2(accelerator, name, shard_frozen=shard_frozen)
     from essa_dist.distributed.strategies.replicated import Replicated
 
     return Replicated(accelerator, name)

@@ -1,10 +1,15 @@
-"""FSDP2: every tensor, frozen ones too, is spread over the ranks along its first dimension."""
+"""FSDP2: tensors are spread over the ranks along their first dimension.
+
+Frozen weights of a trunk under an adapter need not be: they have no gradient and no moments, only 2 bytes a number (of a
+ViT-g 2.3 GB), and spread they would be gathered anew for each pass, which is most of what ranks would send.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -12,10 +17,15 @@ from essa_dist.distributed.collectives import local, rank
 from essa_dist.distributed.strategies.interface import Part, whole
 from essa_dist.distributed.strategies.moments import moments
 from essa_dist.distributed.strategies.replicated import Replicated
+from essa_dist.objectives import Objective
 
 
 class FSDP2(Replicated):
     """``fsdp2``: updates and EMA work on local shards and need no communication."""
+
+    def __init__(self, accelerator: Accelerator, name: str, *, shard_frozen: bool = False) -> None:
+        super().__init__(accelerator, name)
+        self.shard_frozen = shard_frozen
 
     @property
     def sharded(self) -> bool:
@@ -28,6 +38,8 @@ class FSDP2(Replicated):
         units = {type(module).__name__ for module in objective.modules()} & objective.units
         # What Accelerate shards one by one, where its own configuration names nothing.
         objective._no_split_modules = sorted(blocks | units)  # type: ignore[assignment]
+        if not self.shard_frozen:
+            self.accelerator.state.fsdp_plugin.ignored_modules = frozen_modules(objective)
         root, prepared = self.accelerator.prepare(objective, optimizer)
         self.model, self.optimizer = root, prepared.optimizer
         objective.branches.attach()
@@ -81,6 +93,17 @@ class FSDP2(Replicated):
             shape=parameter.shape,
             stride=parameter.stride(),
         )
+
+
+def frozen_modules(objective: Objective) -> list[nn.Module]:
+    """Modules whose tensors are all frozen, of neither branch, and which have no others inside them."""
+    branches = objective.branches
+    own = {id(p) for group in (branches.students, branches.teachers) for p in group.values()}
+    return [
+        module
+        for module in objective.modules()
+        if module._parameters and not list(module.children()) and own.isdisjoint(map(id, module.parameters()))
+    ]
 
 
 def rows(parameter: DTensor) -> tuple[int, int]:

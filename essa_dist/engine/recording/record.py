@@ -24,6 +24,7 @@ FREE_TO_CHANGE = {
     "resume",
     "overwrite",
     "device",
+    "shard_frozen",
     "threads",
     "log_every",
     "communication_every",
