@@ -1,5 +1,5 @@
 """The ``essa`` command."""
 
-from essa_dist.cli.command import main
+from essa_dist.cli.command import main, run
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
