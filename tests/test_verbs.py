@@ -15,7 +15,7 @@ from essa_dist.errors import UsageError
 from essa_dist.settings import Config
 from essa_dist.verbs import VERBS, Verb, sort_words
 
-PUBLIC = ["adapt", "evaluate", "export", "pack", "report"]
+PUBLIC = ["adapt", "embed", "evaluate", "export", "finetune", "pack", "predict", "report"]
 
 
 class FakeConfig(Config):
@@ -91,7 +91,7 @@ def test_every_public_verb_is_documented_with_its_call(name: str) -> None:
     assert f"{name}(" in (inspect.getdoc(getattr(verbs, name)) or "")
 
 
-@pytest.mark.parametrize("name", ["export", "report"])
+@pytest.mark.parametrize("name", verbs.CALLABLE_MODULES)
 def test_a_verb_stays_callable_beside_the_package_of_its_name(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

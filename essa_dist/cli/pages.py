@@ -8,6 +8,7 @@ from essa_dist.verbs import VERBS, config_class
 FLAGS = {
     "--json": "one JSON object on stdout, everything else on stderr",
     "--debug": "the traceback of an internal error, and more in the log",
+    "--dry-run": "of reproduce: print the plan and run nothing, as dry_run=true",
     "--help": "this page; after a verb, its settings",
     "--version": "the version",
 }
@@ -15,8 +16,9 @@ FLAGS = {
 
 def overview() -> str:
     """``essa --help``: imports nothing, so it comes at once."""
-    verbs = "".join(f"  {name:<12} {verb.help}\n" for name, verb in VERBS.items())
-    flags = "".join(f"  {name:<12} {meaning}\n" for name, meaning in FLAGS.items())
+    width = max(map(len, (*VERBS, *FLAGS)))
+    verbs = "".join(f"  {name:<{width}}  {verb.help}\n" for name, verb in VERBS.items())
+    flags = "".join(f"  {name:<{width}}  {meaning}\n" for name, meaning in FLAGS.items())
     return (
         f"essa {__version__}: adapt vision transformers to medical images by self-supervision, training an adapter only\n\n"
         f"usage: essa VERB [CONFIG.yaml] [key=value ...] [--json] [--help]\n\n{verbs}\n{flags}\n"

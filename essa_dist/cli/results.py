@@ -51,6 +51,10 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
         from essa_dist.cli.finetuned import finetuned
 
         return finetuned(result)
+    if verb == "reproduce":
+        from essa_dist.cli.reproduced import reproduced
+
+        return reproduced(result)
     if verb == "demo":
         from essa_dist.cli.before_after import before_after  # rich takes 50 ms that other verbs needn't pay
 

@@ -67,7 +67,8 @@ def build_optimizer(
         new = {"params": [], "part": part, "decays": decays, "lr_scale": scale}
         groups.setdefault((part, holds(name), decays, scale), new)["params"].append(parameter)
     if config.kind == "sgd":
-        return torch.optim.SGD(list(groups.values()), lr=config.lr, momentum=config.momentum, fused=True)
+        # Not fused: that kernel does not take the sharded tensors of FSDP2.
+        return torch.optim.SGD(list(groups.values()), lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=True)
 
 

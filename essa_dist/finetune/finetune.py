@@ -3,12 +3,10 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from essa_dist.backbones import Backbone
@@ -16,10 +14,8 @@ from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.batch import check_channels
 from essa_dist.data.labelled.batch import LabelledBatch
 from essa_dist.data.labelled.evaluation import evaluation_batches
-from essa_dist.data.labelled.labels import LabelKind, Labels, labels_of, mask_pixels
 from essa_dist.data.labelled.loader import LabelledLoader
 from essa_dist.data.labelled.mixing import Mixer
-from essa_dist.data.shards import PackedImages
 from essa_dist.distributed.messages import Channel
 from essa_dist.engine.build import DTYPES, Training, Trunk, assemble, cast_frozen
 from essa_dist.engine.job import Job
@@ -30,8 +26,9 @@ from essa_dist.engine.watching.signals import stop_signals
 from essa_dist.errors import Preempted, UsageError
 from essa_dist.evaluation.features import check_image_size
 from essa_dist.finetune.config import FinetuneConfig
-from essa_dist.finetune.judging import Interrupted, Judged, judge, told, write_json
+from essa_dist.finetune.judging import Interrupted, Judged, judge, save_judged, told
 from essa_dist.finetune.objective import Predict, Supervised
+from essa_dist.finetune.sets import LabelledSet, Role, open_sets
 from essa_dist.finetune.start import put_adapter, start_model
 from essa_dist.finetune.validation import Validation
 from essa_dist.heads.pooled import PooledHead
@@ -39,7 +36,8 @@ from essa_dist.heads.segmentation import Decoder, build_decoder
 from essa_dist.inference.sliding import sliding_logits
 from essa_dist.objectives import StepValues
 from essa_dist.runfolder import EVALUATION, result_checkpoint
-from essa_dist.tasks import ClassCounts, Task, build_task, resolve_task
+from essa_dist.settings import Config
+from essa_dist.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -54,22 +52,26 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         return run_job(Finetuning(config), signals)
 
 
-LABELS: dict[str, LabelKind] = {"segmentation": "mask", "multilabel": "multi"}
-"""What each task learns from; all others from one class for each image."""
-
-
 class Finetuning(Job[FinetuneConfig]):
     """Trains adapter and head by a task's loss, and looks at the validation images."""
 
+    settings: Config
     task: Task
-    sets: dict[str, "LabelledSet"]
+    sets: dict[Role, LabelledSet]
     mixer: Mixer
 
     def build(self, accelerator: Accelerator, *, restored: bool = False) -> Training:
         """See :class:`Job`; raises UsageError, DataError or WeightsError with the way out."""
         config = self.config
         torch.manual_seed(config.seed)  # heads start equal on every process
-        train = self._open_sets(accelerator)
+        self.settings, self.task, train, self.sets = open_sets(config)
+        self.mixer = Mixer(
+            config.mixing,
+            task=self.task.kind,
+            n_classes=len(self.task.classes),
+            seed=config.seed,
+            rank=accelerator.process_index,
+        )
         check_channels(config.backbone.in_chans)
         backbone = start_model(config)
         check_image_size(config.data.image_size, backbone)
@@ -81,59 +83,22 @@ class Finetuning(Job[FinetuneConfig]):
         )
         cast_frozen(objective, dtype)
         objective.to(accelerator.device).train()
-        chosen, ranks = (
-            train.chosen,
-            {"rank": accelerator.process_index, "world_size": accelerator.num_processes},
-        )
         loader = LabelledLoader(
             train.images,
             train.labels,
             config.data,
-            chosen=chosen,
+            chosen=train.chosen,
             seed=config.seed,
             global_batch=config.batch_size,
-            **ranks,
-        )
-        return assemble(
-            objective, adapter, trunk, loader, train.images, config, accelerator, samples=len(chosen)
-        )
-
-    def _open_sets(self, accelerator: Accelerator) -> "LabelledSet":
-        """The training images; validation and test images in ``sets``. All before seconds of loading weights."""
-        config = self.config
-        if not config.data.train:
-            raise UsageError(
-                "data.train is not set: name packed, labelled images, as data.train=PACKED (essa pack makes them)"
-            )
-        images = config.data.open()
-        settings = resolve_task(config.task, images.manifest)
-        kind = LABELS.get(settings.model_dump()["kind"], "single")
-        labels = labels_of(images, kind)
-        train = LabelledSet(images, labels, config.data.choose(images, labels))
-        self.task = build_task(settings, images.manifest, train.counts())
-        self.settings = settings
-        self.mixer = Mixer(
-            config.mixing,
-            task=self.task.kind,
-            n_classes=len(self.task.classes),
-            seed=config.seed,
             rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
         )
-        self.sets = {}
-        for role in ("val", "test"):
-            named = getattr(config.data, role)
-            wanted = config.validation.every is not None if role == "val" else config.test.enabled
-            if not wanted or not (named or role in images.manifest.splits):
-                if wanted and role == "val":
-                    raise UsageError(
-                        f"data.train={config.data.train} has no split val to choose the best checkpoint on: name one, as "
-                        "data.val=PACKED:SPLIT, or keep the last checkpoint, validation.every=null"
-                    )
-                continue
-            other = config.data.open(role)
-            own = labels_of(other, kind, self.task.classes)
-            self.sets[role] = LabelledSet(other, own, own.known.nonzero()[0])
-        return train
+        training = assemble(
+            objective, adapter, trunk, loader, train.images, config, accelerator, samples=len(train.chosen)
+        )
+        if accelerator.is_main_process:
+            _warn_of_durations(config, training)
+        return training
 
     def values(self, step: int, training: Training) -> StepValues:
         """The schedules at ``step``, from 0: warm-up, then a cosine; a constant weight decay."""
@@ -176,7 +141,7 @@ class Finetuning(Job[FinetuneConfig]):
             identity=identity | {"n": len(self.sets["val"].chosen), "metric": self.task.target_metric},
         )
 
-    def judge(self, role: str, training: Training, channel: Channel) -> Judged | None:
+    def judge(self, role: Role, training: Training, channel: Channel) -> Judged | None:
         """Predict a set on all ranks; what is known of it on rank 0. Raises Interrupted on all ranks after a signal."""
         data, accelerator = self.config.data, training.accelerator
         chosen = self.sets[role]
@@ -240,56 +205,47 @@ class Finetuning(Job[FinetuneConfig]):
     def finish(self, run: Run) -> dict[str, Any]:
         """Judge the result once on the test images. Raises Preempted after a signal."""
         training, channel = run.training, run.channel
-        best = channel.together(lambda: str(result_checkpoint(run.folder)))
-        state = restore.load(Path(best), training.strategy, channel, trunk_sha256=training.trunk.sha256)
-        found: dict[str, Any] = {
-            "task": self.task.kind,
-            "target_metric": self.task.target_metric,
-            "best_step": state["step"],
-        }
+        found: dict[str, Any] = {"task": self.task.kind, "target_metric": self.task.target_metric}
         if isinstance(run.look, Validation):
+            if run.look.pending:  # which of the checkpoints is the best is not known yet
+                raise Preempted(_STOPPED.format("last validation", "makes it up"))
             found["val"] = {self.task.target_metric: run.look.best}
+        best = Path(channel.together(lambda: str(result_checkpoint(run.folder))))
+        state = restore.load(best, training.strategy, channel, trunk_sha256=training.trunk.sha256)
+        found["best_step"] = state["step"]
         if "test" not in self.sets:
             return found
         try:
             run.watchdog.at("evaluating")
             judged = self.judge("test", training, channel)
         except Interrupted:
-            raise Preempted(
-                "stopped by a signal while the test images were predicted; training is done, resume=true predicts them"
-            ) from None
-        test = self.sets["test"]
+            raise Preempted(_STOPPED.format("prediction of the test images", "repeats it")) from None
+        test, resamples = self.sets["test"], self.config.test.resamples
         patients = None if test.images.patients is None else test.images.patients[test.chosen]
-        scores = told(
-            judged,
-            lambda j: j.scores(self.task, resamples=self.config.test.resamples, patients=patients),
-            channel,
+        found["test"] = told(
+            judged, lambda j: j.scores(self.task, resamples=resamples, patients=patients), channel
         )
-        if run.main and judged is not None:
-            self._write(run.folder / EVALUATION, judged, found | {"test": scores})
-        return found | {"test": scores, "predictions": str(run.folder / EVALUATION / "test.npz")}
 
-    def _write(self, folder: Path, judged: Judged, result: dict[str, Any]) -> None:
-        folder.mkdir(exist_ok=True)
-        images = self.sets["test"].images
-        judged.save(folder / "test.npz", [images.keys[i] for i in judged.indices.tolist()], self.task.classes)
-        write_json(folder / "test.json", result | {"images": images.manifest.name, "split": images.split})
+        def write() -> str:
+            assert judged is not None
+            return str(save_judged(run.folder / EVALUATION, judged, found, test.images, self.task.classes))
+
+        return found | {"predictions": channel.together(write)}
 
 
-class LabelledSet(NamedTuple):
-    """A split, its labels in the classes of the task, and the samples of it that are used."""
+_STOPPED = "stopped by a signal during the {}; training is done, resume=true {}"
+_NEVER = {
+    "warmup": "the learning rate never reaches optim.lr",
+    "head_warmup": "nothing but the head is trained",
+}
 
-    images: PackedImages
-    labels: Labels
-    chosen: NDArray[np.int64]
 
-    def counts(self) -> ClassCounts:
-        """How often the chosen samples show each class; of masks, how many pixels."""
-        if self.labels.kind == "mask":
-            pixels = mask_pixels(self.images, self.labels, self.chosen).sum(axis=0)
-            return ClassCounts(tuple(pixels.tolist()), (int(pixels.sum()),) * len(pixels))
-        positive, known = self.labels.counts(self.chosen), self.labels.known_counts(self.chosen)
-        return ClassCounts(tuple(positive.tolist()), tuple(known.tolist()))
+def _warn_of_durations(config: FinetuneConfig, training: Training) -> None:
+    """Say what would begin only behind the last step."""
+    for name, consequence in _NEVER.items():
+        given, total = getattr(config.schedule, name), training.total_steps
+        if in_steps(given, training.steps_per_epoch) >= total + (name == "warmup"):
+            log.warning("schedule.%s=%s takes the whole run of %d steps: %s", name, given, total, consequence)
 
 
 def make_head(backbone: Backbone, task: Task, config: FinetuneConfig) -> PooledHead | Decoder:

@@ -4,9 +4,10 @@ So a score does not depend on the number of ranks. Shapes: M images, of which th
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from essa_dist.data.labelled.batch import LabelledBatch
+from essa_dist.data.shards import PackedImages
 from essa_dist.distributed.messages import Channel
 from essa_dist.evaluation.metrics.scores import Scores
 from essa_dist.tasks import Task
@@ -49,11 +51,6 @@ class Judged(NamedTuple):
             found = task.score(rows["probabilities"], rows["targets"], **chosen)
         found.values["loss"] = float(self.rows["loss"].double().mean())
         return found
-
-    def save(self, path: Path, keys: list[str], classes: Iterable[str]) -> None:
-        """The rows as an ``npz`` file, each with the key of its image."""
-        named: dict[str, Any] = {name: values.numpy() for name, values in self.rows.items()}
-        np.savez_compressed(path, keys=np.array(keys), classes=np.array(list(classes)), **named)
 
 
 def judge(
@@ -110,8 +107,33 @@ def told(judged: Judged | None, score: Callable[[Judged], Scores], channel: Chan
     return result
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Written beside and renamed, so that there is never half a file."""
+def save_judged(
+    folder: Path, judged: Judged, result: Mapping[str, Any], images: PackedImages, classes: Sequence[str]
+) -> Path:
+    """Write ``test.npz``, the rows with the key of each image, then ``test.json``; the path of the first.
+
+    Written beside and renamed, so that there is never half a file.
+    """
+    folder.mkdir(exist_ok=True)
+    rows: dict[str, Any] = {name: values.numpy() for name, values in judged.rows.items()}
+    keys = np.array([images.keys[i] for i in judged.indices.tolist()])
+    predictions = folder / "test.npz"
+    with written_whole(predictions) as file:
+        np.savez_compressed(file, keys=keys, classes=np.array(classes), **rows)
+    told = {**result, "classes": list(classes), "images": images.manifest.name, "split": images.split}
+    with written_whole(folder / "test.json") as file:
+        file.write(f"{json.dumps(told, indent=1)}\n".encode())
+    return predictions
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of ``path`` when it is complete, or is removed."""
     beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            yield file
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

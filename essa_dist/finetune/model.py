@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from essa_dist import runfolder
@@ -59,7 +59,7 @@ def load_finetuned(ref: str) -> FinetunedModel:
         raise UsageError(f"run={ref} is no run of essa finetune: give its folder")
     checkpoint = find_checkpoint(path)
     config, state = load(FinetuneConfig, run / runfolder.CONFIG), read_state(checkpoint)
-    task = _task(state)
+    task = _task(state, checkpoint)
     backbone = merged(*attach(run_base(run), str(path)))
     head = make_head(backbone, task, config)
     tensors = _of_head(read_tensors(checkpoint, state, "student", "buffers"))
@@ -74,8 +74,16 @@ def load_finetuned(ref: str) -> FinetunedModel:
     )
 
 
-def _task(state: dict[str, Any]) -> Task:
-    config = TypeAdapter(TaskConfig).validate_python(state["task"])
+def _task(state: dict[str, Any], checkpoint: Path) -> Task:
+    try:
+        config = TypeAdapter(TaskConfig).validate_python(state["task"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(
+            f"checkpoint {checkpoint} is of a task that this version can't read "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}): use the version that trained it "
+            f"({state.get('versions', {}).get('essa-dist', 'unknown')}), or train again"
+        ) from error
     return make_task(config, state["classes"], None)
 
 

@@ -35,17 +35,15 @@ def start_model(config: "FinetuneConfig") -> Backbone:
 
 def put_adapter(backbone: Backbone, config: "FinetuneConfig") -> Adapter:
     """Inject the adapter; UsageError where one that was kept is in its way."""
-    kept = {id(p) for p in backbone.parameters()} if config.keep_adapter else set()
     try:
-        adapter = inject_adapter(backbone, config.adapter, seed=config.seed)
+        return inject_adapter(backbone, config.adapter, seed=config.seed)
     except (UsageError, AttributeError, TypeError, ValueError) as error:
-        if not kept or isinstance(error, UsageError):
+        if not config.keep_adapter:
             raise
         raise UsageError(
             f"adapter={label(config.adapter)} does not go on top of the kept adapter of {config.model} ({error}): choose "
             "another, or keep_adapter=false, which merges it"
         ) from error
-    return adapter
 
 
 def set_drop_path(backbone: Backbone, rate: float) -> None:

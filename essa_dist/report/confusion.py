@@ -46,6 +46,14 @@ def draw_confusion(pair: Pair, path: Path) -> None:
         _draw_change(change, recall_change(pair), names)
 
 
+def draw_one(result: Result, path: Path) -> None:
+    """The matrix of one model."""
+    names = shorten(result["classes"])
+    size = min(max(3.2, 0.46 * len(names)), 7.0)
+    with canvas(path, size + 1.7, size + 1.4) as figure:
+        _draw_matrix(grid(figure, 1, 1)[0][0], row_shares(result), names, "", with_names=True)
+
+
 def _draw_matrix(axes: Axes, shares: Matrix, names: list[str], title: str, with_names: bool) -> None:
     axes.imshow(shares, cmap="YlGnBu", vmin=0, vmax=1)
     places = range(len(names))

@@ -81,7 +81,7 @@ SPEED = (
     Panel("Sent by a rank", "MB / step", {"comm_bytes": ("sent", 1e-6)}),
 )
 
-SPARSE = ("rankme", "entropy", "canary", "comm_")
+SPARSE = ("rankme", "entropy", "canary", "comm_", "val_")
 """In the names of metrics that are taken every few rows: their points are joined."""
 
 

@@ -9,6 +9,7 @@ from essa_dist import runfolder
 from essa_dist.errors import EssaError
 from essa_dist.report.banner import BANNER
 from essa_dist.report.crops import crops_section
+from essa_dist.report.finetuned import finetuned_sections, finetuned_sentence, finetuned_title, is_finetuned
 from essa_dist.report.html import fill
 from essa_dist.report.looks import look_at_images, look_sections, missing_looks
 from essa_dist.report.record import Record, read_record
@@ -23,13 +24,13 @@ class ReportConfig(Config):
     """One run, shown on one page."""
 
     run: str
-    """Run folder, as written by adapt."""
+    """Run folder, as written by adapt or finetune."""
     base: str | None = None
     """Frozen model to compare with (timm name, weights file, export folder); empty: the run's backbone before adaptation."""
     images: str | None = None
     """Packed images to draw features of, DIR or DIR:split; empty: the test split (else val) beside the training images."""
     n_images: int = Field(default=6, ge=1, le=12)
-    """Images whose features are drawn."""
+    """Images whose features are drawn; of a fine-tuned run, errors or masks."""
     out: str | None = None
     """Folder for the page and its pictures; empty: report/ in the run folder. Files of an earlier report are replaced."""
 
@@ -56,6 +57,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
 
 def _sections(record: Record, config: ReportConfig, out: Path) -> list[Section]:
+    if is_finetuned(record):
+        return finetuned_sections(record, out, config.n_images)
     base = config.base or record.base_name
     return [
         results_section(record, base, out),
@@ -78,5 +81,7 @@ def _look_sections(record: Record, config: ReportConfig, out: Path) -> list[Sect
 
 def render(record: Record, sections: list[Section]) -> str:
     """The page of a run as HTML."""
+    if is_finetuned(record):
+        return fill(finetuned_title(record), finetuned_sentence(record), record.notes, sections)
     title = f"Adaptation report: {record.run.resolve().name}"
     return fill(title, sentence(record), record.notes, sections)

@@ -109,8 +109,11 @@ def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             bad += bool(line.strip())
     if bad:
         _note(notes, f"{path.name}: {bad} incomplete line(s) left out")
-    # A resumed run may write a step again: the later row is the one that led on.
-    return list({row["step"]: row for row in rows}.values())
+    # A resumed run may write a step again, or a look at it that it makes up for: the later values are those that led on.
+    whole: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        whole[row["step"]] = whole.get(row["step"], {}) | row
+    return list(whole.values())
 
 
 def _note(notes: list[str], text: str) -> dict[str, Any]:

@@ -57,13 +57,22 @@ def results_section(record: Record, base: str, out: Path) -> Section:
 
 
 def curves_section(
-    record: Record, title: str, panels: Sequence[Panel], out: Path, caption: str, *, smoothed: bool = False
+    record: Record,
+    title: str,
+    panels: Sequence[Panel],
+    out: Path,
+    caption: str,
+    *,
+    smoothed: bool = False,
+    command: str | None = None,
 ) -> Section:
-    """One picture of curves over the steps; says so where the run recorded none of them."""
+    """One picture of curves over the steps; says so, with the ``command`` that records them, where the run has none of them."""
     shown = present(record.metrics, panels)
     if not shown:
         wanted = ", ".join(key for panel in panels for key in panel.series)
-        return Section(title, missing=(Missing(f"metrics.jsonl has no {wanted}.", adapt_command(record)),))
+        return Section(
+            title, missing=(Missing(f"metrics.jsonl has no {wanted}.", command or adapt_command(record)),)
+        )
     path = out / f"{_slug(title)}.png"
     draw_panels(record.metrics, shown, path, smoothed=smoothed)
     first, last = record.metrics[0]["step"], record.metrics[-1]["step"]

@@ -9,7 +9,18 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from essa_dist.nearest import nearest
-from essa_dist.settings.schema import KIND, Key, Model, choices, describe, keys, kinds, members, takes_mapping
+from essa_dist.settings.schema import (
+    KIND,
+    Key,
+    Model,
+    choices,
+    describe,
+    held,
+    keys,
+    kinds,
+    members,
+    takes_mapping,
+)
 
 _LONGEST = 60  # characters of a value that are shown
 _BOUNDS = (
@@ -61,9 +72,9 @@ def _locate(model: Model, location: Sequence[int | str], *, ends_unknown: bool) 
             path, siblings, fields = f"{path}.{part}", models, here
             models = [m for field in here for m in members(field.annotation)]
         elif isinstance(part, int):
-            path = f"{path}[{part}]"
+            path, models = f"{path}[{part}]", [m for field in fields for m in held(field.annotation)]
         elif any(takes_mapping(field) for field in fields):
-            path = f"{path}.{part}"
+            path, models = f"{path}.{part}", [m for field in fields for m in held(field.annotation)]
     return _Place(path.lstrip("."), models, siblings, fields)
 
 
@@ -92,7 +103,7 @@ def _unknown(model: Model, place: _Place, given: Any) -> str:
     while isinstance(given, Mapping) and len(given) == 1:  # down to the one key that was meant
         ((name, given),) = given.items()
         path = f"{path}.{name}"
-    best = _nearest_key(known, path)
+    best = _nearest_key(known, path) or _nearest_sibling(place, path)
     hint = f"did you mean {best.path} ({describe(best.field)})?" if best else _here(place)
     return f"{path}: unknown key (given {shown(given)}); {hint}"
 
@@ -100,6 +111,14 @@ def _unknown(model: Model, place: _Place, given: Any) -> str:
 def _nearest_key(known: list[Key], path: str) -> Key | None:
     best = nearest(path, [key.path for key in known])
     return next((key for key in known if key.path == best), None)
+
+
+def _nearest_sibling(place: _Place, path: str) -> Key | None:
+    """Of those beside a key below names of the user's own, or in a list, which no key path foresees."""
+    section, _, name = path.rpartition(".")
+    fields = {name: field for model in place.siblings for name, field in model.model_fields.items()}
+    best = nearest(name, list(fields)) if path.startswith(place.path) and path.count(".") else None
+    return Key(f"{section}.{best}", fields[best], ()) if best else None
 
 
 def _here(place: _Place) -> str:

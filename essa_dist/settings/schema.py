@@ -54,6 +54,12 @@ def members(annotation: object) -> list[Model]:
     return [atom for atom in atoms(annotation) if inspect.isclass(atom) and issubclass(atom, BaseModel)]
 
 
+def held(annotation: object) -> list[Model]:
+    """The Config classes that the values of a dict, or the entries of a list, of this type can be."""
+    containers = [atom for atom in atoms(annotation) if get_origin(atom) is not None]
+    return [model for atom in containers for entry in get_args(atom) for model in members(entry)]
+
+
 def kinds(model: Model) -> tuple[str, ...]:
     """The values of ``kind`` that mean this member of a union."""
     field = model.model_fields.get(KIND)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from essa_dist.cli.pages import FLAGS
+from essa_dist.verbs import VERBS
+
 Essa = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -18,8 +21,7 @@ Essa = Callable[..., subprocess.CompletedProcess[str]]
     [
         (
             ["adpt"],
-            "no verb 'adpt'; verbs are pack, pack index, data show, data ledger, data report, data verify, adapt, evaluate, export, "
-            "report, config, doctor, bench data, demo, try; did you mean adapt?",
+            f"no verb 'adpt'; verbs are {', '.join(VERBS)}, try; did you mean adapt?",
         ),
         (["data"], "essa data needs a second word: data show, data ledger, data report, data verify"),
         (
@@ -28,7 +30,7 @@ Essa = Callable[..., subprocess.CompletedProcess[str]]
         ),
         (
             ["try", "--jsno"],
-            "no flag '--jsno'; flags are --json, --debug, --help, --version; did you mean --json?",
+            f"no flag '--jsno'; flags are {', '.join(FLAGS)}; did you mean --json?",
         ),
         (["try", "--n=3"], "no flag '--n=3'; settings have no dashes: n=3"),
         (["try", "m=3"], "m: unknown key (given 3); keys here: do, n"),

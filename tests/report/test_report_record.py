@@ -31,6 +31,14 @@ def test_a_step_written_again_after_a_resume_counts_once_with_its_later_value(wr
     assert [(row["step"], row.get("loss")) for row in record.metrics] == [(1, 3.0), (2, None)]
 
 
+def test_a_validation_that_is_made_up_for_joins_the_row_of_its_step(write_run: WriteRun) -> None:
+    rows = [{"step": 3, "loss": 0.5}, {"step": 3, "val_loss": 0.4}, {"step": 4, "loss": 0.3}]
+    assert read_record(write_run(metrics=rows)).metrics == [
+        {"step": 3, "loss": 0.5, "val_loss": 0.4},
+        {"step": 4, "loss": 0.3},
+    ]
+
+
 @pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff\xfe"])
 def test_a_damaged_summary_is_said_and_not_fatal(
     write_run: WriteRun, fake: SimpleNamespace, text: str

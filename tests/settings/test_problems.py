@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from essa_dist.errors import UsageError
-from essa_dist.settings import load
+from essa_dist.settings import Config, load
 
 
 def lines(recipe: type[Any], *overrides: str, **values: object) -> list[str]:
@@ -74,3 +75,33 @@ def test_the_member_of_a_union_that_was_chosen_is_the_one_described(recipe: type
 def test_a_long_value_is_cut_and_stays_on_one_line(recipe: type[Any]) -> None:
     (line,) = lines(recipe, steps="x\n" * 100)
     assert len(line) < 140
+
+
+class Part(Config):
+    width: int = 1
+    """Its width."""
+
+
+class Whole(Config):
+    parts: dict[str, Part] = Field(default_factory=dict)
+    """By names of the user's own."""
+    row: tuple[Part, ...] = ()
+    """One after the other."""
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"parts": {"mine": {"wdth": 3}}},
+            "parts.mine.wdth: unknown key (given 3); did you mean parts.mine.width (integer)?",
+        ),
+        ({"parts": {"mine": {"zzz": 3}}}, "parts.mine.zzz: unknown key (given 3); keys here: width"),
+        ({"parts": {"mine": {"width": "x"}}}, "parts.mine.width: 'x' is not allowed; allowed: integer"),
+        ({"row": [{"zzz": 3}]}, "row[0].zzz: unknown key (given 3); keys here: width"),
+    ],
+)
+def test_keys_below_names_of_the_users_own_are_known_too(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(Whole, values)
+    assert str(caught.value) == line
