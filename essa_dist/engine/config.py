@@ -46,11 +46,11 @@ class JobConfig(Config):
     batch_size: int = Field(64, ge=1)
     """Images per update over all processes and accumulation steps."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches per update, to fit in memory; the update is that of the whole batch (see objective.koleo_over)."""
+    """Micro-batches per update, to fit in memory; the update is that of the whole batch."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """What is computed in; trained tensors, their optimizer state and the teacher are kept in fp32."""
+    """What is computed in; trained tensors and all that is kept of them stay in fp32."""
     shard_frozen: bool = False
-    """fsdp2: spread frozen tensors over ranks too. 2 bytes a number less on each rank, and several times the traffic."""
+    """fsdp2: spread frozen tensors over ranks too. 2 bytes a number less on each rank, but gathered anew for each pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is one."""
     threads: int | None = Field(None, ge=1)

@@ -19,7 +19,7 @@ class OptimConfig(Config):
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of the adapter; not scaled by the batch size."""
     head_lr: float | None = Field(None, gt=0)
-    """Peak learning rate of the projection heads (null: as ``lr``)."""
+    """Peak learning rate of the heads (null: as ``lr``)."""
     min_lr: float = Field(1e-6, ge=0)
     """Where the cosine of both learning rates ends."""
     weight_decay: float = Field(1e-5, ge=0)
