@@ -6,7 +6,7 @@ with them raises ``essa_dist.errors.UsageError``, a ValueError with one line for
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -109,6 +109,14 @@ VERBS: dict[str, Verb] = {
         "essa_dist.evaluation.suite:SuiteConfig",
         "several protocols over several models, data sets and seeds, into one table (also: evaluate suite=FILE)",
         example="essa evaluate suite=configs/suites/cells.yaml models=A,B,C out=SUITE",
+    ),
+    "reproduce": Verb(
+        "essa_dist.reproduce",
+        "reproduce",
+        "essa_dist.reproduce:ReproduceConfig",
+        "run a paper's comparison (medpeft | essa), or both in small on real images, and fill its table",
+        "grid",
+        "essa reproduce medpeft data_root=PACKED_SETS out=OUT --dry-run",
     ),
     "embed": Verb(
         "essa_dist.inference.embed",
@@ -281,6 +289,24 @@ def evaluate(source: Source = None, *overrides: str, **values: Any) -> dict[str,
     return call("evaluate", source, overrides, values)
 
 
+def finetune(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Train for a labelled task and judge the result on the test images, like ``essa finetune``.
+
+    ``finetune("configs/finetune.yaml", model="RUN", data={"train": "PACKED"}, out="TASK")``.
+    """
+    return call("finetune", source, overrides, values)
+
+
+def embed(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Write the features of images, like ``essa embed``: ``embed("RUN", images="IMAGES", out="FEATURES")``."""
+    return call("embed", source, overrides, values)
+
+
+def predict(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
+    """Say what a fine-tuned run sees, like ``essa predict``: ``predict("TASK", images="IMAGES", out="PREDICTIONS")``."""
+    return call("predict", source, overrides, values)
+
+
 def export(source: Source = None, *overrides: str, **values: Any) -> dict[str, Any]:
     """Write the adapted model for use elsewhere, like ``essa export``: ``export("RUN", out="MODEL")``."""
     return call("export", source, overrides, values)
@@ -292,7 +318,7 @@ def report(source: Source = None, *overrides: str, **values: Any) -> dict[str, A
 
 
 class Package(ModuleType):
-    """The class of the package ``essa_dist``: keeps ``essa_dist.export`` and ``essa_dist.report`` callable.
+    """The class of the package ``essa_dist``: keeps ``essa_dist.export`` and others in CALLABLE_MODULES callable.
 
     They are verbs and, once imported, subpackages, and Python then puts the subpackage in the place of the verb.
     """
@@ -303,12 +329,11 @@ class Package(ModuleType):
         super().__setattr__(name, value)
 
 
-class _ExportModule(ModuleType):
-    __call__ = staticmethod(export)
+def _callable_as(verb: Callable[..., dict[str, Any]]) -> type[ModuleType]:
+    """The class of a module that is called as ``verb`` is."""
+    return type(f"{verb.__name__.title()}Module", (ModuleType,), {"__call__": staticmethod(verb)})
 
 
-class _ReportModule(ModuleType):
-    __call__ = staticmethod(report)
-
-
-CALLABLE_MODULES: dict[str, type[ModuleType]] = {"export": _ExportModule, "report": _ReportModule}
+CALLABLE_MODULES: dict[str, type[ModuleType]] = {
+    verb.__name__: _callable_as(verb) for verb in (export, finetune, report)
+}

@@ -37,6 +37,7 @@ LAYERS = [
     {"config", "bench", "inference"},
     {"demo", "doctor"},
     {"verbs"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 ]
