@@ -88,6 +88,10 @@ def free_port() -> int:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     _refuse_skip(report)
+    # A worker can't send what file names of any bytes leave in a log: lone surrogates.
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
+    ]
     return report
 
 

@@ -8,20 +8,21 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from essa_dist.backbones import Backbone, Features
+from essa_dist.backbones import Backbone
 from essa_dist.data.batch import normalise
 from essa_dist.data.shards import PackedImages
 from essa_dist.errors import DataError, DivergedError, UsageError
 from essa_dist.evaluation.ranks import chunks, gather_rows, own_chunks
+from essa_dist.heads.pooled import Pooling
+from essa_dist.heads.pooled import pool as pool_tokens
 
-Pooling = Literal["cls", "mean", "cls+mean"]
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
@@ -64,7 +65,7 @@ def extract_features(
     with torch.inference_mode(), autocast:
         for batch_B3SS in _batches(images, batches, image_size, crop, workers):
             tokens = backbone(normalise(batch_B3SS.to(device), backbone.mean, backbone.std))
-            pooled.append(_pool(tokens, pooling).float().cpu())
+            pooled.append(pool_tokens(tokens, pooling).float().cpu())
             if progress is not None:
                 progress(sum(map(len, pooled)), sum(map(len, batches)))
     features = torch.cat(pooled)  # outside inference mode, so that a probe can be trained on them
@@ -128,13 +129,6 @@ def _decode(images: PackedImages, index: int) -> Tensor:
             f"image {images.keys[index]!r} of split {images.split!r} can't be read ({reason}): evaluation skips"
             " none, so mend or remove it and pack again"
         ) from error
-
-
-def _pool(tokens: Features, pooling: Pooling) -> Tensor:
-    if pooling == "cls":
-        return tokens.cls
-    mean_BC = tokens.patches.mean(dim=1)
-    return mean_BC if pooling == "mean" else torch.cat([tokens.cls, mean_BC], dim=1)
 
 
 def _labels(images: PackedImages) -> Tensor:

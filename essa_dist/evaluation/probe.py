@@ -12,10 +12,11 @@ from essa_dist.backbones import Backbone
 from essa_dist.data.shards import PackedImages
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.classes import common_classes, warn_of_overlap
-from essa_dist.evaluation.features import Pooling, Progress, check_image_size, extract_features
+from essa_dist.evaluation.features import Progress, check_image_size, extract_features
 from essa_dist.evaluation.protocols import PROTOCOLS, Protocol, ProtocolConfig, Task, check_fit
 from essa_dist.evaluation.readings import Reading
 from essa_dist.evaluation.samples import are_same, with_targets
+from essa_dist.heads.pooled import Pooling
 from essa_dist.settings import Config
 
 

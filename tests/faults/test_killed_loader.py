@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -45,9 +47,11 @@ def start(packed: str, folder: Path, seconds: float) -> "subprocess.Popen[str]":
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "temporary").mkdir()
-    return tmp_path / "temporary"
+def folder() -> Iterator[Path]:
+    """Not tmp_path: a socket's name has room for about 100 letters, which a test worker's may be too long for."""
+    with tempfile.TemporaryDirectory(prefix="essa-") as short:
+        (Path(short) / "temporary").mkdir()
+        yield Path(short) / "temporary"
 
 
 def test_workers_of_a_killed_process_end_at_once_and_clean_up(packed: str, folder: Path) -> None:

@@ -137,11 +137,11 @@ def test_a_rank_whose_launcher_is_gone_already_stops(monkeypatch: pytest.MonkeyP
 
 
 DEAF = """
-import ctypes
+import ctypes, threading
 from essa_dist.engine.watching import signals
 signals.UNHEARD_S = 0.3
 with signals.stop_signals():
-    print("deaf", flush=True)
+    threading.Timer(0.5, lambda: print("deaf", flush=True)).start()
     lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
     lock(mutex)
     lock(mutex)  # for ever: no signal interrupts it
