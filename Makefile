@@ -18,6 +18,7 @@ WORKERS ?= 2
 demo: setup
 	@$(BIN)/essa demo out=runs/demo overwrite=true
 
+# loadgroup, without groups, gives every test to whoever is free: the long ones, of several ranks, wait in no queue.
 test: setup
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 

@@ -21,21 +21,7 @@ import essa_dist  # noqa: F401  (before any test imports timm: it makes torchvis
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
-RANKS = ("distributed", "doctor", "faults", "launch")
-"""Folders whose tests start several processes at once, and measure time."""
 REQUIRE_SHARED = os.environ.get("ESSA_REQUIRE_SHARED") == "1"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``-n 2 --dist loadgroup`` one worker takes the tests of several ranks, the other one file after the other."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        inside = item.path.relative_to(REPOSITORY / "tests")
-        group = "ranks" if inside.parts[0] in RANKS else str(inside)
-        item.add_marker(pytest.mark.xdist_group(group))
-    if config.option.dist == "loadgroup":  # the longest first
-        items.sort(key=lambda item: item.path.relative_to(REPOSITORY / "tests").parts[0] not in RANKS)
 
 
 @pytest.fixture(scope="session")

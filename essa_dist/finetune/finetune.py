@@ -96,6 +96,12 @@ class Finetuning(Job[FinetuneConfig]):
         training = assemble(
             objective, adapter, trunk, loader, train.images, config, accelerator, samples=len(train.chosen)
         )
+        # Images of different sizes are different numbers of calls, and sharded models need as many on every rank.
+        if config.data.evaluation == "native" and training.strategy.sharded and accelerator.num_processes > 1:
+            raise UsageError(
+                f"data.evaluation=native does not go with {training.strategy.name}, which spreads the model over ranks: "
+                "use launch/ddp.yaml or zero2.yaml, or data.evaluation=whole"
+            )
         if accelerator.is_main_process:
             _warn_of_durations(config, training)
         return training
@@ -184,15 +190,7 @@ class Finetuning(Job[FinetuneConfig]):
                 whole, images, crop=size, patch_size=patch, batch_size=self.config.validation.batch_size
             )
 
-        if self.config.data.evaluation != "native":
-            return whole
-        # Images of different sizes are different numbers of calls, and sharded models need as many on every rank.
-        if training.strategy.sharded and training.accelerator.num_processes > 1:
-            raise UsageError(
-                f"data.evaluation=native does not go with {training.strategy.name}, which spreads the model over ranks: "
-                "use launch/ddp.yaml or zero2.yaml, or data.evaluation=whole"
-            )
-        return windows
+        return windows if self.config.data.evaluation == "native" else whole
 
     def state(self) -> dict[str, Any]:
         """What a model of this run must know of its labels."""
