@@ -40,7 +40,7 @@ def run() -> NoReturn:
     """The command as a process of its own.
 
     A rank ends without the interpreter's tidying up: torch's objects outlive ``leave`` in reference cycles, and with the
-    last of them gloo aborted about one process in 70 on busy cores ("terminate called without an active exception"), whose
+    last of them gloo aborted one rank in 90 drills on busy cores ("terminate called without an active exception"), whose
     work was done and whose launcher then reported a failure.
     """
     code = main()
