@@ -61,7 +61,9 @@ def open_sets(config: FinetuneConfig) -> Sets:
         )
     labels = labels_of(images, kind)
     train = LabelledSet(images, labels, config.data.choose(images, labels))
-    task = build_task(settings, images.manifest, train.counts())
+    # Of masks they cost a reading of every one, which only weights by share are worth.
+    unweighted = kind == "mask" and settings.model_dump()["class_weights"] == "none"
+    task = build_task(settings, images.manifest, None if unweighted else train.counts())
     judged: dict[Role, LabelledSet] = {}
     if config.validation.every is not None:
         judged["val"] = _validation_set(config, train, task)
