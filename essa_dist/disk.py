@@ -19,6 +19,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, and the folders it is in, so that there is all of it or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
 def write_speed(folder: Path) -> float:
     """Bytes a second, measured: a file is written, flushed, renamed, flushed again and deleted, in less than a second.
 

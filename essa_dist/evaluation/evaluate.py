@@ -1,7 +1,6 @@
 """The verb ``evaluate``: a model by its name or path, alone or with several adapters, probed on packed images."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.pixels import Window
 from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed
+from essa_dist.disk import write_whole
 from essa_dist.distributed.collectives import rank
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.probe import ProbeConfig, evaluate_model, find_device
@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         rows += [_probe(model, bank, test, config) | row for model, row in models]
         result = {"protocol": config.protocol, "model": config.model, "rows": rows} | about
     if config.out is not None and rank() == 0:
-        _write_json(result, Path(config.out))
+        write_whole(Path(config.out), json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -87,10 +87,3 @@ def _adapted(base: Backbone, refs: tuple[str, ...]) -> Iterator[tuple[Backbone, 
         model, _ = attach(base, ref, trunk_sha256=trunk_sha256)
         own = sum(p.numel() for p in model.parameters() if id(p) not in shared)
         yield model, {"adapter": ref, "trained_parameters": own}
-
-
-def _write_json(result: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)

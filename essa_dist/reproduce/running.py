@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from essa_dist.disk import write_whole
 from essa_dist.errors import Preempted
 from essa_dist.reproduce.plan import Planned
 
@@ -89,7 +89,7 @@ def run_cell(planned: Planned, processes: Processes, *, keep_checkpoints: bool) 
     started = planned.result.with_suffix(".started")
     ours = started.is_file() and started.read_text(encoding="utf-8") == planned.identity
     how = "resume=true" if ours or not planned.run.exists() else "overwrite=true"
-    write(started, planned.identity)
+    write_whole(started, planned.identity)
     failed = planned.result.with_suffix(".failed.json")
     begin = time.monotonic()
     log_file = planned.result.parents[len(planned.cell.name.split("/"))] / "logs" / f"{planned.cell.name}.log"
@@ -107,9 +107,11 @@ def run_cell(planned: Planned, processes: Processes, *, keep_checkpoints: bool) 
         if processes.stopped or code == Preempted.exit_code:
             return "stopped by a signal"
         reason = found.get("error") or f"ended with exit code {code} and said nothing; see {log_file}"
-        write(failed, json.dumps(about | {"reason": reason, "exit_code": code, "seconds": seconds}, indent=1))
+        write_whole(
+            failed, json.dumps(about | {"reason": reason, "exit_code": code, "seconds": seconds}, indent=1)
+        )
         return str(reason)
-    write(planned.result, json.dumps(about | {"seconds": seconds, "result": found}, indent=1) + "\n")
+    write_whole(planned.result, json.dumps(about | {"seconds": seconds, "result": found}, indent=1) + "\n")
     failed.unlink(missing_ok=True)
     if planned.cell.verb == "finetune" and not keep_checkpoints:
         _drop_tensors(planned.run)
@@ -120,11 +122,3 @@ def _drop_tensors(run: Path) -> None:
     """Free a finished run's checkpoints: of full fine-tuning they are three times the model, hundreds of times."""
     for file in (run / "checkpoints").rglob("*.safetensors"):
         file.unlink()
-
-
-def write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)

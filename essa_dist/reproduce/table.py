@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from essa_dist.disk import write_whole
 from essa_dist.reproduce.cells import Cell
 from essa_dist.reproduce.claims import FACTS, claim_words, judge_claim, judge_figure
 from essa_dist.reproduce.plan import Plan, read_result
-from essa_dist.reproduce.running import write
 
 COLUMNS = (
     *FACTS, "metric", "value", "std", "n_seeds", "low", "high", "seeds", "n_test", "trained_parameters", "img_per_s",
@@ -117,7 +117,7 @@ def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
         "table.md": to_markdown(table),
     }
     for name, text in texts.items():
-        write(out / name, text)
+        write_whole(out / name, text)
     return [out / name for name in texts]
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from essa_dist.disk import write_whole
 from essa_dist.evaluation.metrics.bootstrap import Statistic, intervals
 from essa_dist.evaluation.metrics.paired import Difference, over_seeds, paired_bootstrap
 from essa_dist.evaluation.readings import mean_of
@@ -142,7 +142,5 @@ def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
         "table.md": to_markdown(table),
     }
     for name, text in texts.items():
-        beside = out / f".{name}.{os.getpid()}"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(out / name)
+        write_whole(out / name, text)
     return [out / name for name in texts]
