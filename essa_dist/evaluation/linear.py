@@ -32,9 +32,9 @@ Indices = NDArray[np.int64]
 
 
 def linear_probabilities(
-    bank: Samples, test_MC: Tensor, *, num_classes: int, seed: int = 0
+    bank: Samples, test_MC: Tensor, *, num_classes: int, seed: int = 0, strength: float | None = None
 ) -> tuple[Tensor, float | list[float | None]]:
-    """Probabilities of the test samples, fp64 [M, K] on the CPU, and the C chosen in the bank.
+    """Probabilities of the test samples, fp64 [M, K] on the CPU, and the C: ``strength``, or else chosen in the bank.
 
     Where an image may have several classes each has its own C, chosen by AUROC in folds that share no patient; a class
     of which the bank doesn't know both kinds of images gets its share in the bank, and None. Among equally good values
@@ -45,12 +45,12 @@ def linear_probabilities(
     patients = None if bank.patients is None else bank.patients.cpu().numpy()
     with threadpool_limits(THREADS):
         if not bank.is_multilabel:
-            probe = _fit(bank_NC, targets, seed)
+            probe = _fit(bank_NC, targets, seed, strength=strength)
             known_MK = probe.predict_proba(test)
             found_MK = np.zeros((len(test), num_classes))
             found_MK[:, probe.classes_] = known_MK
             return torch.from_numpy(found_MK), float(probe.get_params()["classify__C"])
-        columns = [_one_class(bank_NC, flags_N, patients, test, seed) for flags_N in targets.T]
+        columns = [_one_class(bank_NC, flags_N, patients, test, seed, strength) for flags_N in targets.T]
     strengths = [strength for _, strength in columns]
     if not any(strengths):
         raise UsageError(
@@ -60,15 +60,19 @@ def linear_probabilities(
 
 
 def _one_class(
-    bank_NC: Features, flags_N: Features, patients_N: Indices | None, test_MC: Features, seed: int
+    bank_NC: Features,
+    flags_N: Features,
+    patients_N: Indices | None,
+    test_MC: Features,
+    seed: int,
+    strength: float | None,
 ) -> tuple[NDArray[np.float64], float | None]:
     known_N = flags_N >= 0
     flags = flags_N[known_N].astype(np.int64)
     if len(np.unique(flags)) < 2:
         return np.full(len(test_MC), flags.mean() if len(flags) else 0.0), None
-    probe = _fit(
-        bank_NC[known_N], flags, seed, "roc_auc", None if patients_N is None else patients_N[known_N]
-    )
+    patients = None if patients_N is None else patients_N[known_N]
+    probe = _fit(bank_NC[known_N], flags, seed, "roc_auc", patients, strength)
     return probe.predict_proba(test_MC)[:, 1], float(probe.get_params()["classify__C"])
 
 
@@ -78,19 +82,22 @@ def _fit(
     seed: int,
     scoring: str | None = None,
     patients_N: Indices | None = None,
+    strength: float | None = None,
 ) -> Pipeline:
     if len(np.unique(labels_N)) < 2:
         raise UsageError(
             "the bank holds members of 1 class, a linear probe needs at least 2: use another bank"
         )
     probe = Pipeline([("standardise", StandardScaler()), ("classify", LogisticRegression(max_iter=1000))])
+    if strength is not None:
+        return probe.set_params(classify__C=strength).fit(bank_NC, labels_N)
     splits = folds(labels_N, seed) if patients_N is None else patient_folds(labels_N, patients_N, seed)
     if splits:
         search = GridSearchCV(probe, {"classify__C": STRENGTHS}, cv=splits, scoring=scoring)
         return search.fit(bank_NC, labels_N).best_estimator_
-    strength = float(np.median(STRENGTHS))
-    logger.warning("too few members of a class in the bank: C=%.3g is a guess, not cross-validated", strength)
-    return probe.set_params(classify__C=strength).fit(bank_NC, labels_N)
+    guess = float(np.median(STRENGTHS))
+    logger.warning("too few members of a class in the bank: C=%.3g is a guess, not cross-validated", guess)
+    return probe.set_params(classify__C=guess).fit(bank_NC, labels_N)
 
 
 def patient_folds(labels_N: Indices, patients_N: Indices, seed: int) -> list[tuple[Indices, Indices]]:

@@ -63,6 +63,11 @@ CANARY = (
         {"canary_knn": ("now", 100), "canary_knn_best": ("best so far", 100)},
     ),
     Panel(
+        "Linear probe of the teacher's features",
+        "% balanced accuracy",
+        {"canary_linear": ("now", 100), "canary_linear_best": ("best so far", 100)},
+    ),
+    Panel(
         "RankMe of the teacher's features",
         "effective dimensions",
         {"canary_rankme": ("now", 1), "canary_rankme_best": ("best so far", 1)},

@@ -44,6 +44,19 @@ def test_it_is_scikit_learns_logistic_regression_at_the_c_it_chose() -> None:
     assert (predicted == truth).mean() > 0.75
 
 
+def test_a_strength_that_is_given_is_taken() -> None:
+    (bank, labels), (test, _) = clouds([40] * K, seed=0), clouds([100] * K, seed=1)
+    samples = Samples(torch.from_numpy(bank), torch.from_numpy(labels))
+    given = {"num_classes": K, "strength": 0.003}
+    found, strength = linear_probabilities(samples, torch.from_numpy(test), **given)
+    scaler = StandardScaler().fit(bank)
+    oracle = LogisticRegression(C=0.003, max_iter=1000).fit(scaler.transform(bank), labels)
+    np.testing.assert_allclose(found.numpy(), oracle.predict_proba(scaler.transform(test)), atol=1e-3)
+    assert strength == 0.003
+    several = samples._replace(targets=torch.nn.functional.one_hot(samples.targets).float())
+    assert linear_probabilities(several, torch.from_numpy(test), **given)[1] == [0.003] * K
+
+
 def test_units_of_the_features_do_not_matter() -> None:
     (bank, labels), (test, _) = clouds([20] * K, seed=0), clouds([20] * K, seed=1)
     scale = np.array([1, 10, 100, 1e3, 1e4, 1e-3], np.float32)

@@ -4,15 +4,17 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from essa_dist.engine.recording.probe import CanaryProtocol
 from essa_dist.report.bars import draw_bars, error_bar
 from essa_dist.report.confusion import draw_confusion, has_confusion, recall_change, row_shares
-from essa_dist.report.curves import LOSSES, SCHEDULES, column, draw_panels, present, smooth
+from essa_dist.report.curves import CANARY, LOSSES, SCHEDULES, column, draw_panels, present, smooth
 from essa_dist.report.pictures import attention_tops
 from essa_dist.report.plotting import short
 from essa_dist.report.record import Pair
@@ -106,6 +108,13 @@ def test_only_recorded_series_are_drawn_and_a_loss_of_weight_zero_is_not() -> No
     assert [list(panel.series) for panel in present(rows, SCHEDULES)] == [
         ["weight_decay"]
     ]  # there, 0 says something
+
+
+@pytest.mark.parametrize("protocol", get_args(CanaryProtocol))
+def test_every_protocol_of_the_canary_has_its_curves(protocol: str) -> None:
+    name = f"canary_{protocol}"
+    (panel,) = present([{"step": 2, name: 0.5, f"{name}_best": 0.75}], CANARY)
+    assert set(panel.series) == {name, f"{name}_best"}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 200])

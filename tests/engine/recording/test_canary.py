@@ -7,47 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from essa_dist import adapt, pack
-from essa_dist.data.shards import open_packed
-from essa_dist.engine.recording.canary import Canary, CanaryConfig, Probe, halves
+from essa_dist import adapt
+from essa_dist.engine.recording.canary import Canary, CanaryConfig
 from essa_dist.engine.recording.metrics import MEASURED
+from essa_dist.engine.recording.probe import Probe
 from essa_dist.errors import UsageError
 from essa_dist.export.models import load_model
 from essa_dist.runfolder import best_checkpoint, committed_checkpoints
 from tests.distributed.launching import accelerate, run, torchrun
-
-SIZE = 48
-
-
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """37 images of three classes that differ little, so that k-NN errs."""
-    root, rng = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
-    for i in range(37):
-        label = i % 3
-        pixels = rng.integers(0, 256, (5, 5, 3))
-        pixels[..., label] = np.clip(pixels[..., label] + 40, 0, 255)
-        folder = root / "images" / "abc"[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        big = Image.fromarray(pixels.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        big.save(folder / f"{i:02d}.png")
-    pack(str(root / "images"), out=str(root / "packed"))
-    return str(root / "packed")
-
-
-def probe(ref: str, **settings: Any) -> Probe:
-    config = CanaryConfig(every=1, **{"k": 3, **settings})
-    return Probe(open_packed(ref), config, image_size=SIZE)
-
-
-def colours(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.float().mean(dim=(2, 3)) - 127
+from tests.engine.recording.probing import colours, probe
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -69,45 +41,21 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return values
 
 
-def test_the_value_is_that_of_a_slow_nearest_neighbour_search(labelled: str) -> None:
-    of = probe(labelled)
-    assert of.labels is not None
-    features = torch.nn.functional.normalize(colours(of.pixels), dim=1).double().numpy()
-    right: dict[int, list[bool]] = {}
-    for i, label in enumerate(of.labels):
-        near = sorted(
-            (j for j in range(of.size) if of.half[j] != of.half[i]), key=lambda j: -features[i] @ features[j]
-        )
-        votes = np.zeros(3)
-        for j in near[: of.k]:
-            votes[of.labels[j]] += np.exp(features[i] @ features[j] / 0.07)
-        right.setdefault(int(label), []).append(votes.argmax() == label)
-    value = of.value(colours)
-    assert value == pytest.approx(np.mean([np.mean(hits) for hits in right.values()]))
-    assert 0.4 < value < 1
-
-
-def test_halves_keep_patients_together_and_classes_even() -> None:
-    rng = np.random.default_rng(0)
-    patients = np.sort(rng.integers(0, 60, 300)).astype(np.int32)
-    labels = patients % 3
-    half = halves(labels, patients)
-    assert all(len(set(half[patients == p])) == 1 for p in set(patients))
-    for label in range(3):
-        assert abs(half[labels == label].mean() - 0.5) < 0.1
-    alone = halves(labels, None)
-    assert all(abs(int((alone[labels == x] * 2 - 1).sum())) <= 1 for x in range(3))
-
-
-def test_without_labels_the_canary_is_the_rank_of_the_features(
-    packed: str, recipe: list[str], tmp_path: Path
+def test_without_labels_a_run_is_watched_by_the_rank_of_its_features(
+    recipe: list[str], tmp_path: Path
 ) -> None:
-    of = probe(packed)
-    singular = np.linalg.svd(colours(of.pixels).numpy().astype(np.float64), compute_uv=False)
-    share = singular / singular.sum()
-    assert of.value(colours) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
     adapt(None, *recipe, "canary.every=4", "log_every=6")
     assert [row["step"] for row in rows(tmp_path / "run") if "canary_rankme" in row] == [0, 4, 6]
+
+
+def test_a_run_is_watched_by_the_protocol_that_was_asked_for(
+    recipe: list[str], canary: list[str], tmp_path: Path
+) -> None:
+    adapt(None, *recipe, *canary, "canary.protocol=linear", "canary.stop_after=1", "optim.lr=1e-9")
+    watched = [row for row in rows(tmp_path / "run") if "canary_linear" in row]
+    assert [row["step"] for row in watched] == [0, 2]  # nothing moves: no new best
+    assert all(0.2 < row["canary_linear"] <= row["canary_linear_best"] <= 1 for row in watched)
+    assert not any("canary_knn" in row for row in watched)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +64,7 @@ def test_without_labels_the_canary_is_the_rank_of_the_features(
         ("canary.k=19", r"canary\.k=19 is more than the 1\d images .* at most 1\d"),
         ("canary.data=nowhere", "nowhere"),
         ("canary.images=3", "images"),
+        ("canary.protocol=lineer", "linear"),
     ],
 )
 def test_a_canary_that_can_not_be_asked_is_refused_before_the_run(
@@ -125,16 +74,6 @@ def test_a_canary_that_can_not_be_asked_is_refused_before_the_run(
         adapt(None, *recipe, *canary, override)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_probe_of_one_class_is_refused(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / "images" / "same").mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(ord(name)).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / "same" / f"{name}.png")
-    pack(str(tmp_path / "images"), out=str(tmp_path / "packed"))
-    with pytest.raises(UsageError, match="one class only"):
-        probe(str(tmp_path / "packed"))
 
 
 def test_the_canary_changes_nothing_of_the_run(recipe: list[str], canary: list[str], tmp_path: Path) -> None:
@@ -164,18 +103,19 @@ def test_a_resumed_canary_goes_on_exactly(recipe: list[str], canary: list[str], 
     assert [row["step"] for row in straight] == [0, 2, 3, 4, 6]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+@pytest.mark.parametrize(("strategy", "protocol"), [("ddp", "linear"), ("zero3", "knn")])
 def test_ranks_together_see_what_one_process_sees(
-    recipe: list[str], canary: list[str], tmp_path: Path, strategy: str
+    recipe: list[str], canary: list[str], tmp_path: Path, strategy: str, protocol: str
 ) -> None:
-    words = [*recipe, *canary, "optim.lr=1e-3", "duration=4"]
+    words = [*recipe, *canary, "optim.lr=1e-3", "duration=4", f"canary.protocol={protocol}"]
     adapt(None, *words)
     launcher = torchrun(2) if strategy == "ddp" else accelerate(strategy, 2)
     ended = run([*launcher, "-m", "essa_dist", "adapt", *words, f"out={tmp_path / 'two'}"], timeout=180)
     assert ended.exit_code == 0, ended.stderr
     assert f"{strategy} on 2 x cpu" in ended.stderr
-    one, two = ([row.get("canary_knn") for row in rows(tmp_path / name)] for name in ("run", "two"))
+    one, two = ([row.get(f"canary_{protocol}") for row in rows(tmp_path / name)] for name in ("run", "two"))
     assert one == two
+    assert len([value for value in one if value is not None]) == 3
     ranks = [json.loads(line) for line in (tmp_path / "two" / "ranks.jsonl").read_text().splitlines()]
     assert all(len(row["step_s"]) == 2 for row in ranks)
     measured = next(row for row in ranks if "comm_bytes" in row)
@@ -211,10 +151,13 @@ def test_it_stops_after_looks_without_a_new_best(labelled: str, monkeypatch: pyt
     assert look(watching, [0.9, 0.1, 0.1, 0.1], monkeypatch) == [None] * 4
 
 
-def test_values_of_another_probe_are_not_compared(labelled: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("other", [{"images": 30}, {"k": 4}, {"protocol": "linear"}, {"protocol": "rankme"}])
+def test_values_of_another_probe_are_not_compared(
+    labelled: str, caplog: pytest.LogCaptureFixture, other: dict[str, Any]
+) -> None:
     before, now = (
         Canary(CanaryConfig(), probe(labelled), colours),
-        Canary(CanaryConfig(), probe(labelled, images=30), colours),
+        Canary(CanaryConfig(), probe(labelled, **other), colours),
     )
     before.look(4)
     with caplog.at_level(logging.WARNING):
@@ -271,7 +214,9 @@ def test_where_nothing_was_better_the_frozen_model_is_the_result(
     assert all(torch.equal(t, teacher[name]) for name, t in student.items())
 
 
-@pytest.mark.parametrize("idle", ["data=PACKED", "max_drop=0.1", "stop_after=5", "rollback=true"])
+@pytest.mark.parametrize(
+    "idle", ["data=PACKED", "protocol=linear", "max_drop=0.1", "stop_after=5", "rollback=true"]
+)
 def test_what_hangs_on_looks_that_nobody_asked_for_is_refused(recipe: list[str], idle: str) -> None:
     name = idle.split("=")[0]
     with pytest.raises(UsageError, match=f"canary.{name} does nothing without canary.every"):
