@@ -31,10 +31,10 @@ class PilBatches(RankBatches[Crops, Batch]):
         super().__init__(*args, **settings)
         self.transforms = [_transform(self.crops, view) for view in range(N_GLOBAL + self.crops.n_local)]
 
-    def prepare(self, i: int, encoded: bytes, seed: int) -> Crops:
+    def prepare(self, i: int, encoded: bytes | None, seed: int) -> Crops:
         """The views of sample ``i``, global ones first."""
         torch.manual_seed(seed)
-        image = self.picture(i, encoded)
+        image = self.picture(i, self.images.read(i) if encoded is None else encoded)
         return [transform(image) for transform in self.transforms]
 
     def picture(self, i: int, encoded: bytes) -> Any:

@@ -4,9 +4,9 @@ Shapes: B samples on this rank, L local crops per sample (may be 0), H x W and h
 a local crop, N the patches of a global crop.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -56,23 +56,19 @@ class TrainingBatch(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Crops of B samples, and where they came from.
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Where the images of a batch came from, and what can be done with its tensors, which subclasses name."""
 
-    The pixels are uint8 until :meth:`to` normalises them: a quarter of the bytes to pass between processes.
-    """
+    AXES: ClassVar[Mapping[str, int]]
+    """The tensors, and the axis of each along which the samples are."""
+    PIXELS: ClassVar[frozenset[str]]
+    """Those of them that are normalised."""
 
-    global_crops: Tensor
-    """[2, B, 3, H, W] uint8 0..255, or normalised float after :meth:`to`; then [2, B, 1, H, W] for grey trunks."""
-    local_crops: Tensor
-    """[L, B, 3, h, w], as ``global_crops``."""
-    masks: Tensor
-    """[2, B, N] bool: the patches of each global crop that the student does not see."""
     keys: tuple[str, ...]
     """The B sample keys, so that a bad step can be traced to its images."""
     step: int
-    """Global step, from 0."""
+    """Global step, or number of the batch in evaluation; from 0."""
     bad: tuple[str, ...] = ()
     """``shard:key`` of samples that could not be decoded for this batch and were replaced."""
     why: tuple[str, ...] = ()
@@ -87,42 +83,52 @@ class Batch:
         mean: Sequence[float],
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
-    ) -> "Batch":
+    ) -> Self:
         """Move to ``device`` and turn uint8 pixels into ``(x / 255 - mean) / std`` of type ``dtype``, grey for
         statistics of one channel.
 
-        Crops that are float already are only moved and cast. From pinned memory the copy does not wait.
+        Pixels that are float already are only moved and cast. From pinned memory the copy does not wait.
         """
-        return replace(
-            self,
-            global_crops=normalise(self.global_crops.to(device, non_blocking=True), mean, std, dtype),
-            local_crops=normalise(self.local_crops.to(device, non_blocking=True), mean, std, dtype),
-            masks=self.masks.to(device, non_blocking=True),
-        )
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        ready = {name: normalise(moved[name], mean, std, dtype) for name in self.PIXELS}
+        return replace(self, **(moved | ready))
 
-    def split(self, n: int) -> Iterator["Batch"]:
+    def split(self, n: int) -> Iterator[Self]:
         """In ``n`` equal parts, in order. Raises ValueError where the images can't be divided so."""
-        size, rest = divmod(self.global_crops.shape[1], n)
-        if rest:
-            raise ValueError(f"{self.global_crops.shape[1]} images can't be cut into {n} equal micro-batches")
-        for start in range(0, n * size, size):
-            part = slice(start, start + size)
-            yield replace(
-                self,
-                global_crops=self.global_crops[:, part],
-                local_crops=self.local_crops[:, part],
-                masks=self.masks[:, part],
-                keys=self.keys[part],
-            )
+        tensors = self._tensors()
+        name, axis = next(iter(self.AXES.items()))
+        images = tensors[name].shape[axis]
+        size, rest = divmod(images, n)
+        if rest or not size:
+            raise ValueError(f"{images} images can't be cut into {n} equal micro-batches")
+        for start in range(0, images, size):
+            part = {name: tensor.narrow(self.AXES[name], start, size) for name, tensor in tensors.items()}
+            yield replace(self, keys=self.keys[start : start + size], **part)
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         """Copy to page-locked memory, from which CUDA copies asynchronously. The DataLoader calls this."""
-        return replace(
-            self,
-            global_crops=self.global_crops.pin_memory(),
-            local_crops=self.local_crops.pin_memory(),
-            masks=self.masks.pin_memory(),
-        )
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.AXES}
+
+
+@dataclass(frozen=True)
+class Batch(Samples):
+    """Crops of B samples, and where they came from.
+
+    The pixels are uint8 until :meth:`to` normalises them: a quarter of the bytes to pass between processes.
+    """
+
+    AXES: ClassVar[Mapping[str, int]] = {"global_crops": 1, "local_crops": 1, "masks": 1}
+    PIXELS: ClassVar[frozenset[str]] = frozenset({"global_crops", "local_crops"})
+
+    global_crops: Tensor
+    """[2, B, 3, H, W] uint8 0..255, or normalised float after :meth:`to`; then [2, B, 1, H, W] for grey trunks."""
+    local_crops: Tensor
+    """[L, B, 3, h, w], as ``global_crops``."""
+    masks: Tensor
+    """[2, B, N] bool: the patches of each global crop that the student does not see."""
 
 
 def normalise(

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from essa_dist.data.batch import Batch
 from essa_dist.data.dali.decoder import DaliDecoder
@@ -57,9 +57,26 @@ class DataConfig(Config):
     """Batches after those that remote storage is told of, so that it can fetch them in time; from a disk: no use."""
     cache: CacheConfig = CacheConfig()
     """How remote data are fetched, and kept on this machine."""
+    decoded: str = ""
+    """A folder of this machine in which all its processes share decoded images: other trials, ranks, workers, later runs.
+    Best on a fast disk (memory that is free keeps what is read) or in `/dev/shm`; empty: images are decoded each time."""
+    decoded_gb: float = Field(default=16, gt=0)
+    """GiB that the files of `decoded` may take, all data sets together; what comes first is kept."""
     bad_sample_quota: BadQuota = BadQuota()
     """How many different samples may be undecodable, counted by each rank of those it meets; each is replaced by the next one of
     the data set."""
+
+    @model_validator(mode="after")
+    def _decoded_here(self) -> "DataConfig":
+        for key, value, why in (
+            ("decoder", "dali", "DALI takes encoded images"),
+            ("order", "stream", "a stream has no index of its images"),
+        ):
+            if self.decoded and getattr(self, key) == value:
+                raise ValueError(
+                    f"decoded={self.decoded} and {key}={value} exclude each other ({why}): choose one"
+                )
+        return self
 
     def open(self) -> PackedImages:
         """The images of ``train``, seen through ``window``. Raises as :func:`open_packed` does."""

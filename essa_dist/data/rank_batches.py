@@ -70,8 +70,8 @@ class SampleBatches(Dataset[Item | Failed], Generic[Sample, Item]):
         self.among: Sequence[int] = range(len(images)) if among is None else among
         """Ascending numbers of the samples that are asked for, and that may take the place of a broken one."""
 
-    def prepare(self, i: int, encoded: bytes, seed: int) -> Sample:
-        """What a batch needs of sample ``i``. Raises UndecodableImage where it is broken."""
+    def prepare(self, i: int, encoded: bytes | None, seed: int) -> Sample:
+        """What a batch needs of sample ``i``; its bytes, where they were read. Raises UndecodableImage where it is broken."""
         raise NotImplementedError
 
     def together(self, samples: list[Sample], origin: Origin) -> Item:
@@ -98,7 +98,7 @@ class SampleBatches(Dataset[Item | Failed], Generic[Sample, Item]):
         return bounds
 
     def _batch(self, request: Request, bad: dict[str, str]) -> Item:
-        encoded = self.images.read_many(request.indices, request.uses)
+        encoded = self.images.read_undecoded(request.indices, request.uses)
         self.images.ahead(request.ahead)
         indices, samples = [], []
         for position, index, data in zip(request.positions, request.indices, encoded, strict=True):
@@ -111,14 +111,16 @@ class SampleBatches(Dataset[Item | Failed], Generic[Sample, Item]):
             samples, Origin(request, tuple(indices), keys, tuple(bad), tuple(bad.values()), masks)
         )
 
-    def _usable(self, index: int, encoded: bytes, seed: int, bad: dict[str, str]) -> tuple[int, Sample]:
+    def _usable(
+        self, index: int, encoded: bytes | None, seed: int, bad: dict[str, str]
+    ) -> tuple[int, Sample]:
         """The sample, or the next one that can be decoded; why the broken ones are not goes to ``bad``."""
         tries = min(len(self.among), self.allowed + 1)  # one more than allowed is enough to end the run
         place = bisect_left(self.among, index)
         for attempt in range(tries):
             i = int(self.among[(place + attempt) % len(self.among)])
             try:
-                return i, self.prepare(i, self.images.read(i) if attempt else encoded, seed)
+                return i, self.prepare(i, None if attempt else encoded, seed)
             except UndecodableImage as error:
                 where = self.images.where(i)
                 bad[where] = str(error).removeprefix(f"{where}: ")
@@ -163,7 +165,7 @@ class RankBatches(SampleBatches[Sample, Item]):
 class CropBatches(RankBatches[tuple[Tensor, Tensor], Batch]):
     """The batches of ``data.decoder=torchvision``: decoded and cropped in the worker."""
 
-    def prepare(self, i: int, encoded: bytes, seed: int) -> tuple[Tensor, Tensor]:
+    def prepare(self, i: int, encoded: bytes | None, seed: int) -> tuple[Tensor, Tensor]:
         """The global and the local crops of sample ``i``."""
         image = self.images.decode(i, encoded=encoded, bounds=self.bounds(i, seed))
         return make_crops(image, self.crops, seed)

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from essa_dist.data.decoded import DecodedImages, open_decoded
 from essa_dist.data.index import NONE, Index, read_index
 from essa_dist.data.manifest import INDEX_FILE, UNLABELLED, Manifest, read_manifest
-from essa_dist.data.pixels import Bounds, decode, read_stored
+from essa_dist.data.pixels import Bounds, Stored, picture, read_stored
 from essa_dist.data.remote import CacheConfig, RemoteShards, open_indexed, open_remote
 from essa_dist.data.remote.urls import is_url, shown, split_ref
 from essa_dist.data.storage import LocalShards, Range, Storage, Uses, check_shard
@@ -44,12 +45,15 @@ class PackedImages:
         index: Index,
         storage: Storage,
         window: tuple[float, float] | None = None,
+        decoded: DecodedImages | None = None,
     ) -> None:
         self.folder, self.manifest, self.split, self.storage = folder, manifest, split, storage
         self.index = index
         """Of this split's samples."""
         self.window = window
         """Real values (Hounsfield units, ...) shown black and white; None: each sample's own, from its header."""
+        self.decoded = decoded
+        """Where decoded images are shared with other processes, see :meth:`keep_decoded`."""
         self.classes: tuple[str, ...] = manifest.classes
         self.keys: Sequence[str] = index.key
         self.label_matrix: NDArray[np.int8] | None = index.labels
@@ -82,9 +86,24 @@ class PackedImages:
         """
         return self.storage.read([self._range(i) for i in samples], uses)
 
+    def read_undecoded(self, samples: Sequence[int], uses: Uses | None = None) -> list[bytes | None]:
+        """As :meth:`read_many`, but None for those that :meth:`decode` has decoded already, and needn't be told."""
+        missing = self._undecoded(samples)
+        left = uses and Uses(uses.now, [uses.again[n] for n in missing])
+        found = dict(zip(missing, self.read_many([samples[n] for n in missing], left), strict=True))
+        return [found.get(n) for n in range(len(samples))]
+
     def ahead(self, samples: Sequence[int]) -> None:
-        """Announce what will be read next, in that order; returns at once."""
-        self.storage.ahead([self._range(i) for i in samples])
+        """Announce what will be read next, in that order, for :meth:`read_undecoded`; returns at once."""
+        self.storage.ahead([self._range(samples[n]) for n in self._undecoded(samples)])
+
+    def keep_decoded(self, folder: str, gib: float) -> "PackedImages":
+        """Share decoded images with the other processes of this machine, by files in ``folder`` that take up to ``gib`` GiB.
+
+        ``folder`` empty: nothing is shared. Returns these images; the pixels stay the same.
+        """
+        self.decoded = open_decoded(Path(folder).expanduser(), self.index, gib) if folder else None
+        return self
 
     def decode(self, i: int, encoded: bytes | None = None, bounds: Bounds | None = None) -> Tensor:
         """Sample ``i`` as uint8 RGB [3, H, W], a view of interleaved pixels (the layout that resizes fastest).
@@ -92,13 +111,11 @@ class PackedImages:
         ``encoded``: its bytes, where they were read before; ``bounds``: other than :meth:`bounds` gives.
         Raises DataError where the tar can't be read, UndecodableImage where the image can't be decoded.
         """
-        size = int(self.index.height[i]), int(self.index.width[i])
+        shown = bounds or self.bounds(i)
+        if encoded is None and self.decoded and (kept := self.decoded.get(self.index, i)) is not None:
+            return picture(kept, shown)
         data = self.read(i) if encoded is None else encoded
-        return self._guarded(
-            i,
-            data,
-            lambda: decode(data, bits=int(self.index.bits[i]), size=size, bounds=bounds or self.bounds(i)),
-        )
+        return self._guarded(i, data, lambda: picture(self._stored(i, data), shown))
 
     def bounds(self, i: int) -> Bounds:
         """The stored values of sample ``i`` that are shown black and white."""
@@ -123,6 +140,17 @@ class PackedImages:
         """``shard:key`` of sample ``i``, for messages."""
         return f"{self.manifest.shards[int(self.index.shard[i])].file}:{self.keys[i]}"
 
+    def _stored(self, i: int, data: bytes) -> Stored:
+        size = int(self.index.height[i]), int(self.index.width[i])
+        pixels = read_stored(data, bits=int(self.index.bits[i]), size=size)
+        if self.decoded:
+            self.decoded.put(self.index, i, pixels)
+        return pixels
+
+    def _undecoded(self, samples: Sequence[int]) -> list[int]:
+        """The places in ``samples`` of those whose pixels aren't kept."""
+        return [n for n, i in enumerate(samples) if not (self.decoded and self.decoded.has(self.index, i))]
+
     def _range(self, i: int) -> Range:
         return Range(int(self.index.shard[i]), int(self.index.offset[i]), int(self.index.length[i]))
 
@@ -138,7 +166,7 @@ class PackedImages:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The storage is copied for ``copy.copy``: each thread has descriptors of its own.
-        return _reopen, (self.folder, self.split, copy.copy(self.storage), self.window)
+        return _reopen, (self.folder, self.split, copy.copy(self.storage), self.window, self.decoded)
 
 
 def open_packed(
@@ -193,7 +221,12 @@ def _open_remote(
 
 
 def _open(
-    folder: Path, manifest: Manifest, split: str, storage: Storage, window: tuple[float, float] | None
+    folder: Path,
+    manifest: Manifest,
+    split: str,
+    storage: Storage,
+    window: tuple[float, float] | None,
+    decoded: DecodedImages | None = None,
 ) -> PackedImages:
     index = read_index(folder)
     counts = [shard.count for shard in manifest.shards]
@@ -203,11 +236,17 @@ def _open(
         )
     of_split = [number for number, shard in enumerate(manifest.shards) if shard.split == split]
     start, stop = sum(counts[: of_split[0]]), sum(counts[: of_split[-1] + 1])
-    return PackedImages(folder, manifest, split, index.rows(start, stop), storage, window)
+    return PackedImages(folder, manifest, split, index.rows(start, stop), storage, window, decoded)
 
 
-def _reopen(folder: Path, split: str, storage: Storage, window: tuple[float, float] | None) -> PackedImages:
-    return _open(folder, read_manifest(folder), split, storage, window)
+def _reopen(
+    folder: Path,
+    split: str,
+    storage: Storage,
+    window: tuple[float, float] | None,
+    decoded: DecodedImages | None,
+) -> PackedImages:
+    return _open(folder, read_manifest(folder), split, storage, window, decoded)
 
 
 def _parse(ref: str) -> tuple[Path, str | None]:

@@ -17,7 +17,7 @@ both = pytest.mark.parametrize("threaded", [True, False])
 
 def batch(step: int) -> Batch:
     crops = torch.full((2, 1, 3, 4, 4), step, dtype=torch.uint8)
-    return Batch(crops, crops[:0], torch.zeros(2, 1, 1, dtype=torch.bool), (str(step),), step)
+    return Batch(crops, crops[:0], torch.zeros(2, 1, 1, dtype=torch.bool), keys=(str(step),), step=step)
 
 
 class Source:
@@ -38,7 +38,7 @@ class Source:
 
 
 def doubled(one: Batch) -> Batch:
-    return Batch(one.global_crops * 2, one.local_crops, one.masks, one.keys, one.step)
+    return Batch(one.global_crops * 2, one.local_crops, one.masks, keys=one.keys, step=one.step)
 
 
 def running() -> list[threading.Thread]:

@@ -50,8 +50,9 @@ class EncodedBatches(RankBatches[EncodedSample, EncodedBatch]):
         self.refused: set[int] = set()
         """Samples that DALI was seen to fail on, though their headers promised better."""
 
-    def prepare(self, i: int, encoded: bytes, seed: int) -> EncodedSample:
+    def prepare(self, i: int, encoded: bytes | None, seed: int) -> EncodedSample:
         """See :class:`RankBatches`. The broken are found by checksum, by header, or by decoding on the host."""
+        encoded = self.images.read(i) if encoded is None else encoded
         index = self.images.index
         height, width = int(index.height[i]), int(index.width[i])
         views = draw_views(self.crops, height, width, seed)

@@ -65,6 +65,11 @@ class LabelledDataConfig(Config):
     """Batches after those that remote storage is told of, so that it can fetch them in time; from a disk: no use."""
     cache: CacheConfig = CacheConfig()
     """How remote data are fetched, and kept on this machine."""
+    decoded: str = ""
+    """A folder of this machine in which all its processes share decoded images: other trials, ranks, workers, later runs.
+    Best on a fast disk (memory that is free keeps what is read) or in `/dev/shm`; empty: images are decoded each time."""
+    decoded_gb: float = Field(default=16, gt=0)
+    """GiB that the files of `decoded` may take, all data sets together; what comes first is kept."""
     bad_sample_quota: BadQuota = BadQuota()
     """How many different training samples may be undecodable, counted by each rank of those it meets; each is replaced by
     the next one of those trained on."""
@@ -133,7 +138,7 @@ class LabelledBatches(SampleBatches[_Sample, LabelledBatch]):
         self.labels, self.recipe, self.image_size = labels, recipe, image_size
         self.statistics = Statistics(images.manifest.mean, images.manifest.std)
 
-    def prepare(self, i: int, encoded: bytes, seed: int) -> _Sample:
+    def prepare(self, i: int, encoded: bytes | None, seed: int) -> _Sample:
         """See :class:`SampleBatches`. A broken mask counts as a broken image."""
         image = self.images.decode(i, encoded=encoded, bounds=self.bounds(i, seed))
         target = self.labels.target(self.images, i)

@@ -1,5 +1,7 @@
 """A labelled batch moves, normalises and splits without losing anything."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
 
 def batch(targets: torch.Tensor) -> LabelledBatch:
     images = torch.arange(6 * 3 * 4 * 5).view(6, 3, 4, 5).to(torch.uint8)
-    return LabelledBatch(images, targets, torch.arange(6), tuple("abcdef"), 7, bad=("s:k",), why=("broken",))
+    origin: dict[str, Any] = {"keys": tuple("abcdef"), "step": 7, "bad": ("s:k",), "why": ("broken",)}
+    return LabelledBatch(images, targets, torch.arange(6), **origin)
 
 
 @pytest.mark.parametrize(

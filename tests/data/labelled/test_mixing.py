@@ -19,7 +19,7 @@ K = 5
 def batch(targets: Tensor, step: int = 3) -> LabelledBatch:
     n = len(targets)
     images = torch.randn(n, 3, 10, 14, generator=torch.Generator().manual_seed(0))
-    return LabelledBatch(images, targets, torch.arange(n), tuple("k" * n), step)
+    return LabelledBatch(images, targets, torch.arange(n), keys=tuple("k" * n), step=step)
 
 
 def classes(n: int = 6) -> Tensor:
