@@ -1,0 +1,200 @@
+"""Which layouts fit on which device, which of them is cheapest, and the ways out where none fits."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from essa_dist.engine.config import RunConfig
+from essa_dist.engine.saving.staging import BLOCK
+from essa_dist.planning.devices import CPU, Device, Interconnect
+from essa_dist.planning.fake import Seen, see_step
+from essa_dist.planning.layouts import LAYOUTS, Layout
+from essa_dist.planning.memory import STANDING, Memory, Peak
+from essa_dist.planning.sets import nbytes
+from essa_dist.planning.sizes import Load
+from essa_dist.planning.speed import Speed, Work
+
+GIB, MIB = 2**30, 2**20
+CPU_LOSS = 0.15
+"""What malloc holds and can't use, as a share of what comes and goes; measured by benchmarks/plan_accuracy.py."""
+MOST = 2**16
+"""Images of a micro-batch beyond which nobody looks."""
+
+
+class Case(NamedTuple):
+    """Devices to run on."""
+
+    name: str
+    ranks: int
+    device: Device
+    price: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes of one of them; ranks on a CPU share theirs."""
+        return self.device.memory_gib * GIB / (self.ranks if self.name == CPU else 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layout on one device."""
+
+    layout: str
+    problem: str = ""
+    """Why it can't be run, whatever the memory."""
+    fits: bool = False
+    needs: float = 0.0
+    """Bytes, with all that torch doesn't know of."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Bytes of which ``needs`` is the sum."""
+    largest: int = 0
+    """The largest batch over all ranks that fits, with the run's own accumulation."""
+    speed: Speed | None = None
+    ways: list[str] = field(default_factory=list)
+    """What would make it fit, the cheapest first."""
+
+    @property
+    def dominates(self) -> str:
+        """The largest term."""
+        return max(self.terms, key=self.terms.__getitem__, default="")
+
+
+class Choices:
+    """Everything that can be asked of one run."""
+
+    def __init__(self, run: RunConfig, network: Interconnect, *, per_machine: int) -> None:
+        self.run, self.network, self.per_machine = run, network, per_machine
+        self._seen: dict[bool, Seen] = {}
+
+    spread = LAYOUTS[1:]
+
+    def seen(self, case: Case) -> Seen:
+        """A step, as the attention of this device makes it."""
+        gpu = case.name != CPU
+        if gpu not in self._seen:
+            self._seen[gpu] = see_step(self.run, gpu=gpu)
+        return self._seen[gpu]
+
+    def load(self, case: Case, images: float) -> Load:
+        """A micro-batch of ``images``."""
+        masks, crops = self.run.data.masks, self.run.data.crops
+        share = masks.probability * (masks.ratio_min + masks.ratio_max) / 2
+        patches = (crops.global_size // self.seen(case).patch_size) ** 2
+        return Load(images, 2 * images * patches * share if self.run.objective.ibot_weight else 0.0)
+
+    def tflop_per_image(self, case: Case) -> float:
+        """Products of matrices, over the whole step."""
+        work = Work(self.seen(case), self.run.accumulate)
+        return work.flops_at(self.load(case, 1.0)) / self.run.accumulate / 1e12
+
+    def best(self, case: Case) -> Row:
+        """The layout that costs least of those that fit; else the one that needs least, with ways out."""
+        names = ("single",) if case.ranks == 1 else self.spread
+        rows = [self.row(case, name) for name in names]
+        fitting = [row for row in rows if row.fits and row.speed is not None]
+        if fitting:
+            return min(fitting, key=lambda row: row.speed.seconds if row.speed else (0.0, 0.0))
+        least = min(rows, key=lambda row: row.needs)
+        return least if least.problem else self.with_ways(case, least)
+
+    def row(self, case: Case, name: str) -> Row:
+        """One layout, with the run's own settings."""
+        local, rest = divmod(self.run.batch_size, case.ranks * self.run.accumulate)
+        if rest:
+            return Row(
+                name,
+                f"batch_size={self.run.batch_size} is not a multiple of {case.ranks} ranks x accumulate={self.run.accumulate}",
+            )
+        layout = Layout(name, case.ranks, self.run.shard_frozen)
+        memory = Memory(self.seen(case), self.run.accumulate)
+        peak = memory.peak(self.load(case, local), layout)
+        terms = self.terms(case, peak)
+        needs = sum(terms.values())
+        return Row(
+            name,
+            fits=bool(needs <= case.memory),
+            needs=needs,
+            terms=terms,
+            largest=self._largest(case, memory, layout, peak) * case.ranks * self.run.accumulate,
+            speed=self._speed(case, layout, self.run.accumulate, local),
+        )
+
+    def terms(self, case: Case, peak: Peak) -> dict[str, float]:
+        """Of a peak, and what lies outside of torch's own count."""
+        if case.name == CPU:
+            sets = self.seen(case).sets
+            saved = sum(map(nbytes, (*sets.trained, *sets.teacher, *sets.moments)))
+            moving = sum(peak.terms.get(name, 0.0) for name in peak.terms if name not in STANDING)
+            return {
+                **peak.terms,
+                "fragmentation": CPU_LOSS * moving,
+                "checkpoint's copy": -(-saved // BLOCK) * BLOCK,
+                "Python and libraries": self.seen(case).rss,
+            }
+        device = case.device
+        outside = {
+            "libraries' workspace": device.workspace_mib * MIB,
+            "CUDA context": device.context_mib * MIB,
+        }
+        return {**peak.terms, "fragmentation": peak.fragmentation, **outside}
+
+    def _speed(
+        self, case: Case, layout: Layout, accumulate: int, images: float, *, recompute: bool = False
+    ) -> Speed:
+        work = Work(self.seen(case), accumulate, recompute=recompute)
+        return work.speed(
+            self.load(case, images),
+            layout,
+            case.device,
+            self.network,
+            precision=self.run.precision,
+            per_machine=self.per_machine,
+            gloo=case.name == CPU,
+        )
+
+    def _needs(self, case: Case, memory: Memory, layout: Layout, images: float, loss: float) -> float:
+        """Bytes; ``loss``: what fragmentation adds, as a share."""
+        peak = memory.peak(self.load(case, images), layout, simulate=False)
+        return sum(self.terms(case, peak).values()) + loss * peak.allocated
+
+    def _largest(self, case: Case, memory: Memory, layout: Layout, peak: Peak) -> int:
+        """Images of the largest micro-batch that fits; 0: not even one."""
+        loss = peak.fragmentation / peak.allocated
+        low, high = 0, 1
+        while high <= MOST and self._needs(case, memory, layout, high, loss) <= case.memory:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._needs(case, memory, layout, middle, loss) <= case.memory
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def with_ways(self, case: Case, row: Row) -> Row:
+        """The two quickest of the changes that make it fit."""
+        layout = Layout(row.layout, case.ranks, self.run.shard_frozen)
+        whole = self.run.batch_size // case.ranks
+        loss = row.terms.get("fragmentation", 0.0) / max(1.0, row.needs)
+        assert row.speed is not None
+        now = row.speed.seconds[0]
+        found: list[tuple[float, str]] = []
+        for recompute in (False, True):
+            if recompute and self.run.backbone.checkpoint_activations:
+                continue
+            for accumulate in [k for k in range(self.run.accumulate, whole + 1) if whole % k == 0]:
+                memory = Memory(self.seen(case), accumulate, recompute=recompute)
+                images = whole // accumulate
+                if self._needs(case, memory, layout, images, loss) > case.memory:
+                    continue
+                words = ["backbone.checkpoint_activations=true"] if recompute else []
+                words += [f"accumulate={accumulate}"] if accumulate != self.run.accumulate else []
+                seconds = self._speed(case, layout, accumulate, images, recompute=recompute).seconds[0]
+                found.append((seconds, f"{' '.join(words)} (about {100 * (seconds / now - 1):+.0f} % time)"))
+                break
+        if not found:
+            return replace(row, ways=[self._last_resort])
+        return replace(row, ways=[words for _, words in sorted(found)[:2]])
+
+    @cached_property
+    def _last_resort(self) -> str:
+        smaller = "adapter=apla, " if self.run.adapter.model_dump()["kind"] == "full" else ""
+        return f"nothing that keeps the batch: {smaller}more ranks with fsdp2, or a smaller backbone"
