@@ -4,6 +4,7 @@ import difflib
 import logging
 import socket
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from essa_dist.backbones.recompute import recompute_blocks
+from essa_dist.backbones.undrawn import Undrawn
 from essa_dist.backbones.vit import Backbone
 from essa_dist.backbones.weights import (
     EMBEDDED,
@@ -118,7 +120,8 @@ def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     ``load_report`` and ``channel_rule``.
     Raises WeightsError when the weights can't be had; it is never random unless asked.
     """
-    with torch.random.fork_rng(devices=[]):
+    drawn = config.weights == "random" or bool(config.allow_missing)
+    with torch.random.fork_rng(devices=[]), nullcontext() if drawn else Undrawn():
         torch.manual_seed(seed)
         backbone = build_architecture(config)
     backbone.weights_source, backbone.weights_sha256 = _load(backbone, config)

@@ -81,7 +81,9 @@ def fill(
         if layout == "transformers" and isinstance(source, Path):
             remarks = fit_config(read_config(source), backbone.vit)
             statistics = pixel_statistics(source) or statistics
-        state = {name: t.float() for name, t in FORMATS[layout].to_timm(trunk, backbone.vit, notes).items()}
+        named = FORMATS[layout].to_timm(trunk, backbone.vit, notes)
+        # What may be resized is; blocks become fp32 as they are copied, for of half a ViT-g that alone is 4.5 GB.
+        state = {name: t if name.startswith("blocks.") else t.float() for name, t in named.items()}
         mask = state.pop("mask_token", None)
         state = _fit_channels(fit(state, backbone.vit, notes), backbone, statistics, notes)
     except WeightsError as error:

@@ -24,13 +24,16 @@ from essa_dist.engine.build import DTYPES, Training, Trunk, assemble, cast_froze
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.job import Job
 from essa_dist.engine.optim import step_values
-from essa_dist.engine.recording.canary import Canary, Embedder, Probe
+from essa_dist.engine.recording.canary import Canary
+from essa_dist.engine.recording.probe import Embedder, Probe
 from essa_dist.engine.schedules import outlasting
+from essa_dist.engine.shared_trunk import share_trunk
 from essa_dist.engine.train import run_job
 from essa_dist.engine.watching.guard import CollapseWatch
 from essa_dist.engine.watching.signals import stop_signals
 from essa_dist.errors import UsageError
 from essa_dist.objectives import DINOv2Objective, Embed, StepValues
+from essa_dist.planning.forecast import Forecast
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,9 @@ def adapt(config: RunConfig) -> dict[str, Any]:
     """Adapt a backbone to unlabelled images and return a summary of the run (see ``words.summary``).
 
     Raises UsageError, DataError, WeightsError before the first step; DivergedError when a loss is not finite;
-    Preempted after a signal, when the checkpoint is on disk.
+    Preempted after a signal, when the checkpoint is on disk; OutOfMemory, with a way out, on a GPU that is too small.
     """
-    with stop_signals() as signals:
+    with stop_signals() as signals, Forecast(config):
         return run_job(Adaptation(config), signals)
 
 
@@ -66,8 +69,9 @@ class Adaptation(Job[RunConfig]):
         check_channels(config.backbone.in_chans)  # before seconds of loading
         backbone = build_backbone(config.backbone, seed=config.seed)
         trunk = Trunk(parameters_sha256(backbone), sum(p.numel() for p in backbone.parameters()))
-        adapter = inject_adapter(backbone, config.adapter, seed=config.seed)
         dtype = DTYPES[config.precision]
+        shared = share_trunk(config.shared_trunk, backbone, trunk.sha256, dtype, accelerator.device)
+        adapter = inject_adapter(backbone, config.adapter, seed=config.seed)
         objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
         cast_frozen(objective, dtype)
         objective.to(accelerator.device).train()
@@ -75,7 +79,15 @@ class Adaptation(Job[RunConfig]):
         if not restored:
             standardize_heads(objective, loader, config, accelerator.device)  # whole on every rank until here
         training = assemble(
-            objective, adapter, trunk, loader, images, config, accelerator, samples=len(images)
+            objective,
+            adapter,
+            trunk,
+            loader,
+            images,
+            config,
+            accelerator,
+            samples=len(images),
+            shared=shared,
         )
         if accelerator.is_main_process:
             for words in outlasting(config.schedule, training.total_steps, training.steps_per_epoch):
@@ -125,7 +137,7 @@ class Adaptation(Job[RunConfig]):
 def open_training_images(data: DataConfig) -> PackedImages | TarStream:
     """What ``data.train`` names. Raises UsageError or DataError."""
     if data.order == "plan":
-        return data.open()
+        return data.open().keep_decoded(data.decoded, data.decoded_gb)
     return open_stream(data.train, data.stream, None if data.window == "header" else data.window)
 
 

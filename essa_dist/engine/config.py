@@ -51,6 +51,9 @@ class JobConfig(Config):
     """What is computed in; trained tensors and all that is kept of them stay in fp32."""
     shard_frozen: bool = False
     """fsdp2: spread frozen tensors over ranks too. 2 bytes a number less on each rank, but gathered anew for each pass."""
+    shared_trunk: str = ""
+    """A folder of this machine, as /dev/shm/essa, through which all processes that train on its CPUs, ranks and the trials of
+    a sweep, hold the frozen weights in memory once (empty: each holds its own). Its files can be deleted at any time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is one."""
     threads: int | None = Field(None, ge=1)
@@ -84,6 +87,10 @@ class JobConfig(Config):
             )
         if self.resume and self.overwrite:
             raise ValueError("resume=true and overwrite=true contradict each other: choose one")
+        if self.shared_trunk and self.shard_frozen:
+            raise ValueError(
+                "shard_frozen=true spreads frozen weights over ranks, and shared_trunk keeps them once a machine: choose one"
+            )
         return self
 
 
