@@ -9,9 +9,12 @@ are tried again by the next call. Results: benchmarks/results/gpu/<row>.json.
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,10 +68,28 @@ def strategies(model: str, batch: int) -> list[str]:
     ]
 
 
+def finetuning(model: str, batch: int) -> list[str]:
+    """`essa finetune` as a user runs it, with the adapters of the comparison: img/s and peak memory."""
+    script = [sys.executable, "benchmarks/finetune_speed.py"]
+    return [*script, "--model", model, "--batch", str(batch), "--adapters", "full", "apla", "lora", "frozen"]
+
+
+def small_grid(seeds: int) -> dict[str, list[str]]:
+    """The small grid of `essa reproduce`, four times as long as on a CPU, a row for each set and seed."""
+    script = [sys.executable, "benchmarks/small_grid.py"]
+    return {
+        f"small_{data}_s{seed}": [*script, "--data", data, "--seed", str(seed)]
+        for seed in range(seeds)
+        for data in ("nuclei", "cxr", "blood")
+    }
+
+
 ROWS: dict[str, list[str]] = {
     "demo": [*ESSA, "demo", "out=runs/gpu_demo", "overwrite=true", "--json"],
     "step_vitl14_b32": [*STEP, "--model", "dinov2_vitl14", "--batch", "32"],
     "adapters_vitl14": adapters("dinov2_vitl14", 32, FEW),
+    "finetune_vitl14": finetuning("dinov2_vitl14", 64),
+    "finetune_vits14": finetuning("dinov2_vits14", 64),
     "bench_data": [*ESSA, "bench", "data", "--json"],
     "data_wait": [sys.executable, "benchmarks/data_wait.py"],
     "adapters_vitg14": adapters("dinov2_vitg14", 8, FEW),
@@ -84,7 +105,11 @@ ROWS: dict[str, list[str]] = {
     "adapters_vitl14_more": adapters("dinov2_vitl14", 32, MORE),
     "adapters_vits14_more": adapters("dinov2_vits14", 32, MORE),
     "demo_full": [*ESSA, "demo", "out=runs/gpu_demo_full", "overwrite=true", "adapter=full", "optim.lr=5e-4", "--json"],
+    **small_grid(5),
 }  # fmt: skip
+
+GRACE_S = 45
+"""How long a row that is out of time may take to save what it has."""
 
 
 def run(row: str, command: list[str], timeout_s: float) -> str:
@@ -93,16 +118,30 @@ def run(row: str, command: list[str], timeout_s: float) -> str:
     if command[1].startswith("benchmarks/"):
         command = [*command, "--out", str(out)]
     begin = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
+        said, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        stop(process)
         return f"out of time after {timeout_s:.0f} s; call again"
-    if done.returncode:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        return f"failed ({done.returncode}): {last}"
+    if process.returncode:
+        last = (errors.strip() or "no output").splitlines()[-1]
+        return f"failed ({process.returncode}): {last}"
     if not out.exists():
-        out.write_text(json.dumps(json.loads(done.stdout.splitlines()[-1]), indent=1) + "\n")
+        out.write_text(json.dumps(json.loads(said.splitlines()[-1]), indent=1) + "\n")
     return f"done in {time.monotonic() - begin:.0f} s"
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    """Ask a row to save and end; then end it and all that it has started."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def main() -> int:

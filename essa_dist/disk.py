@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _FIRST, _MOST = 1 << 20, 32 << 20
@@ -19,12 +21,23 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to: what is there at the end takes the place of ``path``; after an error it is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, and the folders it is in, so that there is all of it or what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_speed(folder: Path) -> float:

@@ -32,6 +32,10 @@ class UntrainedError(EssaError):
     """The loss doesn't reach a tensor that is to be trained; nothing was updated."""
 
 
+class OutOfMemory(EssaError):
+    """A GPU's memory is too small for a step of the run."""
+
+
 class Preempted(EssaError):
     """Stopped by a signal after a complete checkpoint was written; ``resume=true`` goes on from there."""
 

@@ -30,6 +30,8 @@ class Verb(NamedTuple):
     """YAML file in the repository that is taken when none is given."""
     others: str = ""
     """The key that takes, as they are, the words that set no key of this verb: they are another verb's."""
+    has_file: bool = True
+    """A YAML file among the words is this verb's own, and not one of the other's words."""
 
 
 VERBS: dict[str, Verb] = {
@@ -87,6 +89,15 @@ VERBS: dict[str, Verb] = {
         "essa_dist.config:RunConfig",
         "adapt a vision transformer to unlabelled images",
         example="essa adapt configs/smoke.yaml data.train=PACKED out=RUN",
+    ),
+    "plan": Verb(
+        "essa_dist.planning.plan",
+        "plan",
+        "essa_dist.planning.config:PlanConfig",
+        "say what an adaptation will take on any device: memory by term, speed, hours, cost; no GPU is needed",
+        example="essa plan configs/vitl_apla.yaml devices=h100,8xl4 images=100000",
+        others="run",
+        has_file=False,
     ),
     "finetune": Verb(
         "essa_dist.finetune",
@@ -164,6 +175,15 @@ VERBS: dict[str, Verb] = {
         "say what is installed and works on this machine, or under a launcher what is wrong with its ranks",
         example="essa doctor",
         others="run",
+        has_file=False,
+    ),
+    "tune": Verb(
+        "essa_dist.tuning.sweep",
+        "tune",
+        "essa_dist.tuning.config:TuneConfig",
+        "search settings of a run with Ray Tune; each trial is a distributed job",
+        example="essa tune tune/spaces/adapters.yaml base=CONFIG.yaml data.train=PACKED out=SWEEP",
+        others="settings",
     ),
     "bench data": Verb(
         "essa_dist.bench",
@@ -223,18 +243,18 @@ def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any
     """
     from essa_dist.errors import UsageError
 
-    if verb.others:
-        own = config_class(verb).model_fields
-        theirs = [word for word in words if not ("=" in word and word.partition("=")[0] in own)]
-        return None, {verb.others: theirs} if theirs else {}, [word for word in words if word not in theirs]
-    source: Path | None = None
     values: dict[str, Any] = {}
+    if verb.others:
+        theirs = [word for word in words if not _is_own(word, verb)]
+        words = [word for word in words if _is_own(word, verb)]
+        values = {verb.others: theirs} if theirs else {}
+    source: Path | None = None
     overrides: list[str] = []
     for word in words:
         is_yaml = word.endswith((".yaml", ".yml"))
         if "=" in word and not (is_yaml and Path(word).is_file()):
             overrides.append(word)
-        elif verb.positional and not is_yaml and not values:
+        elif verb.positional and not is_yaml and verb.positional not in values:
             values[verb.positional] = word
         elif source is None and (is_yaml or not verb.positional):
             source = Path(word)
@@ -243,6 +263,14 @@ def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any
     if source is None and verb.recipe:
         source = Path(__file__).parents[1] / verb.recipe
     return source, values, overrides
+
+
+def _is_own(word: str, verb: Verb) -> bool:
+    """Whether a word is of ``verb`` itself, where others' words stand beside its own."""
+    key, equals, _ = word.partition("=")
+    if not equals or Path(word).is_file():
+        return verb.has_file
+    return key.partition(".")[0] in config_class(verb).model_fields
 
 
 def call(

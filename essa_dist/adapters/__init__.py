@@ -97,11 +97,18 @@ def build_adapter(config: AdapterConfig) -> Adapter:
     return adapter
 
 
-def inject_adapter(backbone: Backbone, config: AdapterConfig, *, seed: int) -> Adapter:
-    """Freeze ``backbone`` and put the adapter of ``config`` into it; exactly its tensors then require gradients."""
+def inject_adapter(
+    backbone: Backbone, config: AdapterConfig, *, seed: int, final_norm: bool = True
+) -> Adapter:
+    """Freeze ``backbone`` and put the adapter of ``config`` into it; exactly its tensors then require gradients.
+
+    Without ``final_norm`` those of the trunk's final norm don't, for a head that leaves it out.
+    """
     adapter = build_adapter(config)
     backbone.requires_grad_(False)
     adapter.inject(backbone, seed=seed)
+    if not final_norm:
+        backbone.vit.norm.requires_grad_(False)
     backbone.train(backbone.training)  # new modules come in training mode, with dropout
     return adapter
 

@@ -2,10 +2,11 @@
 
 Source: Chen et al., "AdaptFormer", arXiv:2205.13535, as in the paper's formula; the authors' code feeds the bottleneck
 the input of norm2. The sum is made behind LayerScale and before stochastic depth, which takes both or neither.
+In a model that has bottlenecks of an earlier run already, those are trained on.
 """
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +87,8 @@ class AdaptFormer:
                     f"{type(block).__name__}: choose another adapter, as apla or lora"
                 )
             if hasattr(block, "bottleneck"):
-                raise UsageError(
-                    "adapter: adaptformer is named twice; name it once, with a larger adapter.dim"
-                )
+                self._train_on(block.bottleneck)
+                continue
             bottleneck = Bottleneck(
                 backbone.embed_dim,
                 self.config,
@@ -98,6 +98,19 @@ class AdaptFormer:
             block.bottleneck = bottleneck.train(block.training)
             block.mlp.register_forward_hook(bottleneck.beside_mlp)
             block.drop_path2.register_forward_pre_hook(bottleneck.before_drop_path)
+
+    def _train_on(self, there: Any) -> None:
+        """Of a model that was trained with it before: the same one, for it can't be merged to make room."""
+        dim = there.down.out_features
+        scale = "learned" if isinstance(there.scale, Tensor) else there.scale
+        if (dim, scale) != (self.config.dim, self.config.scale):
+            raise UsageError(
+                f"adapter=adaptformer trains on the bottlenecks that the model has, adapter.dim={dim} "
+                f"adapter.scale={scale}; given were {self.config.dim} and {self.config.scale}: give those, or choose another "
+                "adapter"
+            )
+        there.requires_grad_(True)
+        there.dropout = self.config.dropout
 
     def merge(self, backbone: Backbone) -> None:
         pass

@@ -1,7 +1,8 @@
 """VPT: learned prompt tokens, seen by the others in attention, at every block (deep) or from the first one on.
 
 Source: Jia et al., "Visual Prompt Tuning", arXiv:2203.12119. Prompts have a share in every softmax from the start,
-so this is the one adapter whose model before training is not the base model.
+so this is the one adapter whose model before training is not the base model. In a model that has prompts of an earlier
+run already, those are trained on, and the model before training is that one.
 Shapes: B images, T class and register tokens, P prompts, N patches, C features.
 """
 
@@ -64,8 +65,9 @@ class VPT:
 
     def inject(self, backbone: Backbone, *, seed: int) -> None:
         blocks = list(backbone.vit.blocks)
-        if hasattr(blocks[0], "prompts"):
-            raise UsageError("adapter: vpt is named twice; name it once, with the sum of adapter.tokens")
+        if there := [block.prompts for block in blocks if hasattr(block, "prompts")]:
+            self._train_on(there, len(blocks))
+            return
         for index, block in enumerate(blocks if self.config.deep else blocks[:1]):
             tokens = self._draw(backbone, layer_seed(seed, f"vit.blocks.{index}.prompts"))
             prompts = Prompts(
@@ -81,6 +83,19 @@ class VPT:
         for block in blocks:
             if hasattr(block.attn, "num_prefix_tokens"):
                 block.attn.num_prefix_tokens += self.config.tokens
+
+    def _train_on(self, there: list[Prompts], depth: int) -> None:
+        """Of a model that was trained with prompts before: the same ones, for they can't be merged to make room."""
+        tokens, deep = there[0].n_tokens, len(there) == depth
+        if (tokens, deep) != (self.config.tokens, self.config.deep):
+            raise UsageError(
+                f"adapter=vpt trains on the prompts that the model has, adapter.tokens={tokens} "
+                f"adapter.deep={str(deep).lower()}; given were {self.config.tokens} and {str(self.config.deep).lower()}: "
+                "give those, or choose another adapter"
+            )
+        for prompts in there:
+            prompts.tokens.requires_grad_(True)
+            prompts.dropout = self.config.dropout
 
     def _draw(self, backbone: Backbone, seed: int) -> Tensor:
         """[1, P, C], uniform in the bounds of Xavier's rule for a layer from a patch's pixels to a token."""

@@ -51,10 +51,18 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
         from essa_dist.cli.finetuned import finetuned
 
         return finetuned(result)
+    if verb == "plan":
+        from essa_dist.cli.planned import planned
+
+        return planned(result)
     if verb == "reproduce":
         from essa_dist.cli.reproduced import reproduced
 
         return reproduced(result)
+    if verb == "tune":
+        from essa_dist.cli.tuned import tuned
+
+        return tuned(result)
     if verb == "demo":
         from essa_dist.cli.before_after import before_after  # rich takes 50 ms that other verbs needn't pay
 

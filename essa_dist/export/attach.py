@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from essa_dist.adapters import Adapter, AdapterConfig, inject_adapter
 from essa_dist.adapters.peft_folder import attach_peft, is_peft_folder
+from essa_dist.adapters.stacked import stacked
 from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import misfits, other_trunk, parameters_sha256
 from essa_dist.errors import UsageError, WeightsError
@@ -42,19 +43,29 @@ def attach(base: Backbone, ref: str, *, trunk_sha256: str | None = None) -> tupl
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
         seed=config.seed,
         where=f"checkpoint {checkpoint}",
+        final_norm=config.head.trunk_norm,
     )
 
 
 def put_on(
-    base: Backbone, settings: dict[str, Any], tensors: dict[str, Tensor], *, seed: int, where: str
+    base: Backbone,
+    settings: dict[str, Any],
+    tensors: dict[str, Tensor],
+    *,
+    seed: int,
+    where: str,
+    final_norm: bool = True,
 ) -> tuple[Backbone, Adapter]:
     """``base`` with an adapter of these settings, holding ``tensors``: its trained ones and every buffer, by name.
 
-    Raises UsageError naming ``where`` and the first tensors that don't fit.
+    ``final_norm``: as in ``inject_adapter``. Raises UsageError naming ``where`` and the first tensors that don't fit.
     """
     backbone = base.over_the_same_parameters()
     shared = {id(p) for p in base.parameters()}
-    adapter = inject_adapter(backbone, TypeAdapter(AdapterConfig).validate_python(settings), seed=seed)
+    config = TypeAdapter(AdapterConfig).validate_python(settings)
+    adapter = inject_adapter(backbone, config, seed=seed, final_norm=final_norm)
+    if "mask_token" not in tensors:  # the run masked nothing, so `full` did not train it
+        backbone.mask_token.requires_grad_(False)
     for module in backbone.modules():
         for name, p in module._parameters.items():
             if p is not None and p.requires_grad and id(p) in shared:
@@ -66,7 +77,7 @@ def put_on(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-    backbone.adapter_settings, backbone.adapter_seed = settings, seed
+    backbone.adapter_settings, backbone.adapter_seed = stacked(base.adapter_settings, settings), seed
     backbone.requires_grad_(False)
     base.requires_grad_(False)
     return backbone.eval(), adapter

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from essa_dist.adapters import Adapter
 from essa_dist.adapters.peft_folder import is_peft_folder
+from essa_dist.adapters.stacked import merge_all
 from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
 from essa_dist.backbones.formats.files import weights_file
 from essa_dist.backbones.formats.guess import guess_architecture
@@ -77,20 +77,21 @@ def with_its_adapter(ref: str) -> Backbone:
 
 def _from_run(ref: str, path: Path) -> Backbone:
     find_checkpoint(path)  # before seconds of loading
-    return merged(*attach(_base(model_settings(find_run(path))), ref))
+    return with_adapter(_base(model_settings(find_run(path))), ref)
 
 
 def _with_adapter(base: str, adapter: str) -> Backbone:
     folder = Path(adapter.removeprefix("student:")).expanduser()
     if not (is_run(find_run(folder)) or is_peft_folder(folder)):
         raise UsageError(f"model={base}+{adapter}: {folder} is neither a run folder nor a PEFT folder")
-    return merged(*attach(load_model(base), adapter))
+    return with_adapter(load_model(base), adapter)
 
 
-def merged(backbone: Backbone, adapter: Adapter) -> Backbone:
-    if adapter.merges:
-        adapter.merge(backbone)
-        backbone.adapter_settings = None
+def with_adapter(base: Backbone, ref: str) -> Backbone:
+    """``base`` and the adapter of ``ref`` as one model; merged is what can be, of adapters that were in ``base`` too."""
+    backbone, adapter = attach(base, ref)
+    adapter.merge(backbone)
+    merge_all(backbone, base.adapter_settings if adapter.merges else backbone.adapter_settings)
     return backbone
 
 

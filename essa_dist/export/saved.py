@@ -19,6 +19,7 @@ from essa_dist.adapters import AdapterConfig
 from essa_dist.backbones import BackboneConfig
 from essa_dist.backbones.weights import file_sha256
 from essa_dist.errors import UsageError
+from essa_dist.heads.pooled import PooledHeadConfig
 from essa_dist.runfolder import CHECKPOINTS, CONFIG, MARKER, committed_checkpoints, is_run, result_checkpoint
 from essa_dist.settings import Config, load
 
@@ -40,6 +41,8 @@ class ModelSettings(Config):
     """Whether the adapter of ``model`` stayed what it was, under the run's own."""
     task: Any = None
     """Of a supervised run, which has no teacher."""
+    head: PooledHeadConfig = PooledHeadConfig()
+    """Of a supervised run: it may leave out the trunk's final norm, which then wasn't trained."""
 
     @property
     def branch(self) -> str:

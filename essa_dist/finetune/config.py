@@ -43,7 +43,8 @@ class FinetuneConfig(JobConfig):
     weights file, a timm name, or any of them `+ADAPTER`; see `essa evaluate`. Empty: what ``backbone`` says."""
     keep_adapter: bool = False
     """The adapter of ``model``, a run, stays as frozen modules of its own, and ``adapter`` is put on top (false: it is
-    merged into the trunk first)."""
+    merged into the trunk first; prompts of vpt and bottlenecks of adaptformer can't be, and the same adapter trains them on,
+    any other leaves them frozen)."""
     adapter: AdapterConfig = APLAConfig()
     """What is trained of the trunk; `frozen`: the head only, a linear probe with augmentation."""
     task: TaskConfig = AutoConfig()

@@ -1,15 +1,13 @@
 """Supervised adaptation: what it trains, on what, by which schedules; judged at the end. The loop is the engine's."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import parameters_sha256
 from essa_dist.data.batch import check_channels
 from essa_dist.data.labelled.batch import LabelledBatch
@@ -20,20 +18,19 @@ from essa_dist.distributed.messages import Channel
 from essa_dist.engine.build import DTYPES, Training, Trunk, assemble, cast_frozen
 from essa_dist.engine.job import Job
 from essa_dist.engine.saving import restore
-from essa_dist.engine.schedules import cosine, in_steps, warmup_cosine
+from essa_dist.engine.shared_trunk import share_trunk
 from essa_dist.engine.train import Run, run_job
 from essa_dist.engine.watching.signals import stop_signals
 from essa_dist.errors import Preempted, UsageError
 from essa_dist.evaluation.features import check_image_size
 from essa_dist.finetune.config import FinetuneConfig
+from essa_dist.finetune.head import make_head, predictor
 from essa_dist.finetune.judging import Interrupted, Judged, judge, save_judged, told
-from essa_dist.finetune.objective import Predict, Supervised
+from essa_dist.finetune.objective import Supervised
+from essa_dist.finetune.schedules import values_at, warn_of_durations
 from essa_dist.finetune.sets import LabelledSet, Role, open_sets
 from essa_dist.finetune.start import put_adapter, start_model
 from essa_dist.finetune.validation import Validation
-from essa_dist.heads.pooled import PooledHead
-from essa_dist.heads.segmentation import Decoder, build_decoder
-from essa_dist.inference.sliding import sliding_logits
 from essa_dist.objectives import StepValues
 from essa_dist.runfolder import EVALUATION, result_checkpoint
 from essa_dist.settings import Config
@@ -76,8 +73,9 @@ class Finetuning(Job[FinetuneConfig]):
         backbone = start_model(config)
         check_image_size(config.data.image_size, backbone)
         trunk = Trunk(parameters_sha256(backbone), sum(p.numel() for p in backbone.parameters()))
-        adapter = put_adapter(backbone, config)
         dtype = DTYPES[config.precision]
+        shared = share_trunk(config.shared_trunk, backbone, trunk.sha256, dtype, accelerator.device)
+        adapter = put_adapter(backbone, config)
         objective = Supervised(
             backbone, make_head(backbone, self.task, config), self.task, compute_dtype=dtype
         )
@@ -94,7 +92,15 @@ class Finetuning(Job[FinetuneConfig]):
             world_size=accelerator.num_processes,
         )
         training = assemble(
-            objective, adapter, trunk, loader, train.images, config, accelerator, samples=len(train.chosen)
+            objective,
+            adapter,
+            trunk,
+            loader,
+            train.images,
+            config,
+            accelerator,
+            samples=len(train.chosen),
+            shared=shared,
         )
         # Images of different sizes are different numbers of calls, and sharded models need as many on every rank.
         if config.data.evaluation == "native" and training.strategy.sharded and accelerator.num_processes > 1:
@@ -103,23 +109,12 @@ class Finetuning(Job[FinetuneConfig]):
                 "use launch/ddp.yaml or zero2.yaml, or data.evaluation=whole"
             )
         if accelerator.is_main_process:
-            _warn_of_durations(config, training)
+            warn_of_durations(config, training)
         return training
 
     def values(self, step: int, training: Training) -> StepValues:
-        """The schedules at ``step``, from 0: warm-up, then a cosine; a constant weight decay."""
-        optim, schedule = self.config.optim, self.config.schedule
-        epoch, total = training.steps_per_epoch, training.total_steps
-        shape = (step, in_steps(schedule.warmup, epoch), total)
-        end = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
-        decay = cosine(step, total, optim.weight_decay, end)
-        return StepValues(
-            lr=warmup_cosine(*shape, optim.lr, optim.min_lr),
-            head_lr=warmup_cosine(*shape, optim.lr if optim.head_lr is None else optim.head_lr, optim.min_lr),
-            weight_decay=decay,
-            head_weight_decay=decay if optim.head_weight_decay is None else optim.head_weight_decay,
-            adapter_frozen=step < in_steps(schedule.head_warmup, epoch),
-        )
+        """See :class:`Job`."""
+        return values_at(step, self.config, training)
 
     def to_device(self, batch: LabelledBatch, training: Training) -> LabelledBatch:
         """Normalised, on the device, and mixed."""
@@ -175,22 +170,7 @@ class Finetuning(Job[FinetuneConfig]):
             on_device: LabelledBatch = super(Finetuning, self).to_device(batch, training)
             return on_device
 
-        return judge(self._model(training), watched(), ready, self.task, channel)
-
-    def _model(self, training: Training) -> Callable[[Tensor], Tensor]:
-        """Logits of images as they are evaluated, through the module that the strategy wrapped."""
-
-        def whole(images: Tensor) -> Tensor:
-            logits: Tensor = training.strategy.model(Predict(images))
-            return logits
-
-        def windows(images: Tensor) -> Tensor:
-            size, patch = self.config.data.image_size, training.objective.backbone.patch_size
-            return sliding_logits(
-                whole, images, crop=size, patch_size=patch, batch_size=self.config.validation.batch_size
-            )
-
-        return windows if self.config.data.evaluation == "native" else whole
+        return judge(predictor(self.config, training), watched(), ready, self.task, channel)
 
     def state(self) -> dict[str, Any]:
         """What a model of this run must know of its labels."""
@@ -232,24 +212,3 @@ class Finetuning(Job[FinetuneConfig]):
 
 
 _STOPPED = "stopped by a signal during the {}; training is done, resume=true {}"
-_NEVER = {
-    "warmup": "the learning rate never reaches optim.lr",
-    "head_warmup": "nothing but the head is trained",
-}
-
-
-def _warn_of_durations(config: FinetuneConfig, training: Training) -> None:
-    """Say what would begin only behind the last step."""
-    for name, consequence in _NEVER.items():
-        given, total = getattr(config.schedule, name), training.total_steps
-        if in_steps(given, training.steps_per_epoch) >= total + (name == "warmup"):
-            log.warning("schedule.%s=%s takes the whole run of %d steps: %s", name, given, total, consequence)
-
-
-def make_head(backbone: Backbone, task: Task, config: FinetuneConfig) -> PooledHead | Decoder:
-    """The untrained head; from the seed alone."""
-    if task.kind == "segmentation":
-        return build_decoder(config.decoder, backbone, task.n_outputs, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return PooledHead(backbone.embed_dim, task.n_outputs, config.head)

@@ -4,10 +4,9 @@ So a score does not depend on the number of ranks. Shapes: M images, of which th
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from essa_dist.data.labelled.batch import LabelledBatch
 from essa_dist.data.shards import PackedImages
+from essa_dist.disk import whole, write_whole
 from essa_dist.distributed.messages import Channel
 from essa_dist.evaluation.metrics.scores import Scores
 from essa_dist.tasks import Task
@@ -110,30 +110,13 @@ def told(judged: Judged | None, score: Callable[[Judged], Scores], channel: Chan
 def save_judged(
     folder: Path, judged: Judged, result: Mapping[str, Any], images: PackedImages, classes: Sequence[str]
 ) -> Path:
-    """Write ``test.npz``, the rows with the key of each image, then ``test.json``; the path of the first.
-
-    Written beside and renamed, so that there is never half a file.
-    """
+    """Write ``test.npz``, the rows with the key of each image, then ``test.json``, each whole; the path of the first."""
     folder.mkdir(exist_ok=True)
     rows: dict[str, Any] = {name: values.numpy() for name, values in judged.rows.items()}
     keys = np.array([images.keys[i] for i in judged.indices.tolist()])
     predictions = folder / "test.npz"
-    with written_whole(predictions) as file:
+    with whole(predictions) as beside, beside.open("wb") as file:
         np.savez_compressed(file, keys=keys, classes=np.array(classes), **rows)
     told = {**result, "classes": list(classes), "images": images.manifest.name, "split": images.split}
-    with written_whole(folder / "test.json") as file:
-        file.write(f"{json.dumps(told, indent=1)}\n".encode())
+    write_whole(folder / "test.json", f"{json.dumps(told, indent=1)}\n")
     return predictions
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` when it is complete, or is removed."""
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        with beside.open("wb") as file:
-            yield file
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -12,11 +12,10 @@ from essa_dist import runfolder
 from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import misfits
 from essa_dist.errors import UsageError
-from essa_dist.export.attach import attach
-from essa_dist.export.models import merged, run_base
+from essa_dist.export.models import run_base, with_adapter
 from essa_dist.export.saved import find_checkpoint, find_run, read_config, read_state, read_tensors
 from essa_dist.finetune.config import FinetuneConfig
-from essa_dist.finetune.finetune import make_head
+from essa_dist.finetune.head import make_head
 from essa_dist.finetune.objective import logits_of
 from essa_dist.heads.pooled import PooledHead
 from essa_dist.heads.segmentation import Decoder
@@ -60,7 +59,7 @@ def load_finetuned(ref: str) -> FinetunedModel:
     checkpoint = find_checkpoint(path)
     config, state = load(FinetuneConfig, run / runfolder.CONFIG), read_state(checkpoint)
     task = _task(state, checkpoint)
-    backbone = merged(*attach(run_base(run), str(path)))
+    backbone = with_adapter(run_base(run), str(path))
     head = make_head(backbone, task, config)
     tensors = _of_head(read_tensors(checkpoint, state, "student", "buffers"))
     own = head.state_dict()

@@ -3,6 +3,8 @@
 Shapes: B images, H x W pixels, K outputs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -48,8 +50,20 @@ def logits_of(backbone: Backbone, head: nn.Module, images: Tensor) -> Tensor:
     """fp32 logits of normalised ``images`` in the precision that the trunk computes in."""
     if isinstance(head, Decoder):
         return decode(backbone, head, images).logits.float()
-    logits: Tensor = head(backbone(images))
+    with nullcontext() if getattr(head, "trunk_norm", True) else _without_norm(backbone):
+        tokens = backbone(images)
+    logits: Tensor = head(tokens)
     return logits.float()
+
+
+@contextmanager
+def _without_norm(backbone: Backbone) -> Iterator[None]:
+    """Inside, the trunk has no final norm; outside it keeps it, with its names, for all else that loads the model."""
+    norm, backbone.vit.norm = backbone.vit.norm, nn.Identity()
+    try:
+        yield
+    finally:
+        backbone.vit.norm = norm
 
 
 class Predict:

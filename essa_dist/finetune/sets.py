@@ -51,7 +51,7 @@ def open_sets(config: FinetuneConfig) -> Sets:
         raise UsageError(
             "data.train is not set: name packed, labelled images, as data.train=PACKED (essa pack makes them)"
         )
-    images = config.data.open()
+    images = config.data.open().keep_decoded(config.data.decoded, config.data.decoded_gb)
     settings = resolve_task(config.task, images.manifest)
     kind = LABELS.get(settings.model_dump()["kind"], "single")
     if config.data.evaluation == "native" and kind != "mask":
@@ -92,6 +92,6 @@ def _validation_set(config: FinetuneConfig, train: LabelledSet, task: Task) -> L
 
 
 def _held_out(config: FinetuneConfig, role: Role, kind: LabelKind, task: Task) -> LabelledSet:
-    images = config.data.open(role)
+    images = config.data.open(role).keep_decoded(config.data.decoded, config.data.decoded_gb)
     labels = labels_of(images, kind, task.classes)
     return LabelledSet(images, labels, labels.known.nonzero()[0])

@@ -19,7 +19,10 @@ class PooledHeadConfig(Config):
     pooling: Pooling = "cls"
     """What the head sees: the class token, the mean of the patch tokens, or both side by side."""
     fc_norm: bool = False
-    """LayerNorm between pooling and the linear layer; with pooling=mean MAE's and MED-PEFT's head."""
+    """LayerNorm between pooling and the linear layer."""
+    trunk_norm: bool = True
+    """The trunk's final norm before pooling (false: left out, and not trained; with pooling=mean and fc_norm=true MAE's and
+    MED-PEFT's head, and timm's global_pool=avg)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the pooled features that is set to 0 in training."""
     init_std: float = Field(0.01, gt=0)
@@ -27,11 +30,11 @@ class PooledHeadConfig(Config):
 
 
 class PooledHead(nn.Module):
-    """Tokens after the trunk's own final norm to logits [B, L]."""
+    """Tokens after the trunk's final norm, or before it where not ``trunk_norm``, to logits [B, L]."""
 
     def __init__(self, embed_dim: int, n_outputs: int, config: PooledHeadConfig) -> None:
         super().__init__()
-        self.pooling = config.pooling
+        self.pooling, self.trunk_norm = config.pooling, config.trunk_norm
         width = 2 * embed_dim if config.pooling == "cls+mean" else embed_dim
         self.fc_norm = (
             nn.LayerNorm(width, eps=1e-6) if config.fc_norm else nn.Identity()

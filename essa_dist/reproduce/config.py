@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from essa_dist.evaluation.protocols import several
 from essa_dist.settings import Config
+from essa_dist.settings.words import words_of
 
 GridName = Literal["medpeft", "essa", "small"]
 
@@ -33,8 +34,9 @@ class ReproduceConfig(Config):
     own (essa: first, as it is the costly part; small: each)."""
     weights: dict[str, str] = Field(default={})
     """Files of pretrained weights that can't be fetched, as `weights.mrm=MRM.pth`; the plan names what is needed."""
-    settings: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
-    """More settings of every cell, as `settings='precision=bf16,accumulate=4'`; they are then no longer the paper's."""
+    settings: Annotated[tuple[str, ...], BeforeValidator(words_of)] = ()
+    """More settings of every cell, as `settings='precision=bf16,optim.betas=[0.9,0.95]'`; they are then no longer the
+    paper's."""
     launch: str = ""
     """What starts a cell in place of this Python, for several GPUs, as `torchrun --standalone --nproc_per_node 4`."""
     jobs: int = Field(default=1, ge=1)

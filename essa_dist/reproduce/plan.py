@@ -16,7 +16,7 @@ from essa_dist.evaluation.suite.store import content_key
 from essa_dist.reproduce.cells import CONFIGS, Cell, DataSet, Grid, Sizes
 from essa_dist.reproduce.config import ReproduceConfig
 from essa_dist.reproduce.estimate import Work, work_of
-from essa_dist.settings import as_tree, load
+from essa_dist.settings import Config, load
 from essa_dist.settings.files import read_tree
 from essa_dist.verbs import VERBS, config_class
 
@@ -116,9 +116,8 @@ def _planned(cell: Cell, grid: Grid, config: ReproduceConfig, start: Planned | N
     settings = load(config_class(VERBS[cell.verb]), _recipe(cell.verb, cell.recipe), [*words, f"out={run}"])
     packed = is_packed(grid, config, cell.data)
     manifest = read_manifest(folder) if packed else None
-    tree = {key: value for key, value in as_tree(settings).items() if key not in MACHINE}
     made_from = {
-        "settings": tree | {"model": "", "data": tree["data"] | {"train": ""}},  # wherever they lie
+        "settings": deciding(settings),
         "start": start.identity if start else "",
         "data": manifest.index_sha256 if manifest else "",
     }
@@ -148,6 +147,37 @@ def _planned(cell: Cell, grid: Grid, config: ReproduceConfig, start: Planned | N
         status,
         work_of(settings, sizes, max(1, round(cell.share * sizes.train))),
     )
+
+
+def deciding(settings: Config) -> dict[str, Any]:
+    """What of a run's settings decides its result, wherever it lies: without what has its default.
+
+    So a setting that a later version of this library adds, and that changes nothing as it comes, doesn't ask for weeks of
+    finished cells again.
+    """
+    tree = differing(settings)
+    tree["data"] = {key: value for key, value in tree.get("data", {}).items() if key != "train"}
+    weights = Path(tree.get("backbone", {}).get("weights", ""))
+    if weights.is_file():
+        tree["backbone"]["weights"] = [weights.name, weights.stat().st_size]
+    return {key: value for key, value in tree.items() if key not in (*MACHINE, "model")}
+
+
+def differing(settings: Config) -> dict[str, Any]:
+    """The settings that are not their class's defaults, as a tree; every ``kind``, as it says which class that is."""
+    found: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        default = ... if field.is_required() else field.get_default(call_default_factory=True)
+        if name == "kind" or value != default:
+            found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return differing(value)
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 @cache  # a grid has hundreds of cells and a few recipes

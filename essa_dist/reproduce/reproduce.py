@@ -6,16 +6,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from essa_dist.errors import UsageError
+from essa_dist.evaluation.suite.table import write_table
+from essa_dist.packing.lock import lock
 from essa_dist.reproduce.config import ReproduceConfig
 from essa_dist.reproduce.estimate import Speed, speed
 from essa_dist.reproduce.grids import GRIDS
 from essa_dist.reproduce.plan import Plan, Planned, is_packed, make_plan, pack_words, read_result
 from essa_dist.reproduce.running import Processes, run_cell
-from essa_dist.reproduce.table import table_of, write_table
+from essa_dist.reproduce.table import COLUMNS, table_of, to_markdown
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +40,17 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise UsageError(f"out={out} is a file: name a folder")
     processes = Processes(config.launch)
-    with processes.listening():
+    busy = f"another essa reproduce runs in out={out}: wait for it, or choose another out"
+    with closing(lock(out / ".lock", busy)), processes.listening():
+        plan = make_plan(
+            grid, config
+        )  # again: another driver may have finished cells before this one had the lock
         if grid.packs:
             _pack_missing(plan)
             plan = make_plan(grid, config)
         failed = _run(plan, processes)
     table = table_of(plan, grid.cells(config, plan.seeds))
-    files = write_table(table, out)
+    files = write_table(table, out, columns=COLUMNS, page=to_markdown)
     left = {one.cell.name: one.status for one in plan.cells if one.status in ("data", "weights")}
     return {
         "plan": told(plan),

@@ -1,14 +1,9 @@
 """The table of a comparison: a row for each group of cells that differ by their seed only, and the papers' claims."""
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from io import StringIO
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from essa_dist.disk import write_whole
 from essa_dist.reproduce.cells import Cell
 from essa_dist.reproduce.claims import FACTS, claim_words, judge_claim, judge_figure
 from essa_dist.reproduce.plan import Plan, read_result
@@ -30,7 +25,8 @@ SSA_COLUMNS = (
 
 
 def table_of(plan: Plan, whole: Sequence[Cell]) -> dict[str, Any]:
-    """``rows`` of supervised groups (``COLUMNS``), ``ssa`` what self-supervision cost, ``claims`` and ``figures``.
+    """``rows`` of supervised groups (``COLUMNS``), ``cells`` their runs one by one, ``ssa`` what self-supervision cost,
+    ``claims`` and ``figures``.
 
     ``value`` and ``std`` are of the target metric on the test images, as shares, over the seeds that are finished; ``low``
     and ``high`` the means of these runs' 95 % intervals over test images. ``whole``: all cells of the grid, which say how
@@ -40,6 +36,7 @@ def table_of(plan: Plan, whole: Sequence[Cell]) -> dict[str, Any]:
     done = [(one.cell, result) for one, result in found if result is not None]
     groups = _groups(done, "finetune").items()
     rows = [row for facts, of in groups if (row := _row(facts, of)) is not None]
+    cells = _values(done)
     every = [
         dict(zip(FACTS, facts, strict=True)) for facts in _groups(((one, {}) for one in whole), "finetune")
     ]
@@ -47,11 +44,12 @@ def table_of(plan: Plan, whole: Sequence[Cell]) -> dict[str, Any]:
         "grid": plan.config.grid,
         "seeds": list(plan.seeds),
         "rows": rows,
+        "cells": cells,
         "ssa": [
             {name: value for name, value in (_costs(facts, of)).items() if name in SSA_COLUMNS}
             for facts, of in _groups(done, "adapt").items()
         ],
-        "claims": [judge_claim(claim, rows, every) for claim in plan.grid.claims],
+        "claims": [judge_claim(claim, rows, every, cells) for claim in plan.grid.claims],
         "figures": [judge_figure(figure, rows) for figure in plan.grid.figures],
     }
 
@@ -66,6 +64,29 @@ def _groups(cells: Iterable[tuple[Cell, dict[str, Any]]], verb: str) -> Group:
             facts = {"data": one.data.name, **one.facts}
             key = tuple(facts.get(name) for name in FACTS)
             found.setdefault(key, []).append(result | {"seed": facts["seed"]})
+    return found
+
+
+def _values(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """``value`` and facts of each supervised run that was judged.
+
+    ``unit``: runs of one data set and seed share labels and self-supervised runs, and where a self-supervised run is the
+    start of several seeds, all runs of a data set do.
+    """
+    runs = [(one, result["result"]) for one, result in done if one.verb == "finetune"]
+    seeds: dict[str, set[int]] = {}
+    for one, _ in runs:
+        seeds.setdefault(one.start, set()).add(one.facts["seed"])
+    shared = any(len(of) > 1 for start, of in seeds.items() if start)
+    found = []
+    for one, result in runs:
+        value = ((result.get("test") or {}).get("values") or {}).get(result.get("target_metric"))
+        if value is not None:
+            facts = {"data": one.data.name} | {name: one.facts.get(name) for name in FACTS[1:]}
+            seed = one.facts["seed"]
+            unit = one.data.name if shared else f"{one.data.name}/s{seed}"
+            metric = result["target_metric"]
+            found.append(facts | {"seed": seed, "unit": unit, "metric": metric, "value": value})
     return found
 
 
@@ -105,22 +126,6 @@ def _costs(facts: tuple[Any, ...], of: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
-    """table.json, table.csv (the rows) and table.md, each whole or not at all."""
-    lines = StringIO()
-    writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table["rows"])
-    texts = {
-        "table.json": json.dumps(table, indent=1) + "\n",
-        "table.csv": lines.getvalue(),
-        "table.md": to_markdown(table),
-    }
-    for name, text in texts.items():
-        write_whole(out / name, text)
-    return [out / name for name in texts]
-
-
 def by_adapter(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Names of the columns, and a line for each data set, fraction, model and start with a column for each adapter."""
     adapters = list(dict.fromkeys(row["adapter"] for row in table["rows"]))
@@ -145,7 +150,10 @@ def note(table: Mapping[str, Any]) -> str:
     return (
         f"In %: the mean over the finished of seeds {seeds}, ± the standard deviation over them where there are several, "
         "and the 95 % interval over the choice of test images, the mean of the runs' own. Start: the adapter of "
-        "self-supervised adaptation, or base for none. Columns: the adapter of supervised adaptation."
+        "self-supervised adaptation, or base for none. Columns: the adapter of supervised adaptation. Of a claim: in how many "
+        "of these groups it is so, and whether the mean difference of cells that match in data set, labels, adapters and seed "
+        "is more than chance. A unit is a data set and seed, or a data set where seeds share a self-supervised run, for cells "
+        "of one unit share their luck; p is of a sign-flip test of units, at least 2 / 2^units, and not corrected for the number of claims."
     )
 
 

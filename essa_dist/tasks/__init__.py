@@ -11,7 +11,7 @@ from essa_dist.nearest import nearest
 from essa_dist.settings import Config
 from essa_dist.settings.schema import choices
 from essa_dist.tasks.binary import Binary, BinaryConfig
-from essa_dist.tasks.interface import ClassCounts, Task, count_classes
+from essa_dist.tasks.interface import ClassCounts, Task
 from essa_dist.tasks.multiclass import Multiclass, MulticlassConfig
 from essa_dist.tasks.multilabel import Multilabel, MultilabelConfig
 from essa_dist.tasks.ordinal import Ordinal, OrdinalConfig
@@ -129,7 +129,6 @@ __all__ = [
     "Task",
     "TaskConfig",
     "build_task",
-    "count_classes",
     "label",
     "make_task",
     "resolve_task",

@@ -4,11 +4,8 @@ Shapes: B images of a batch, M of a set, K classes, L outputs of the head.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from essa_dist.evaluation.metrics.judged import Groups, Judged
@@ -86,12 +83,3 @@ class ClassCounts(NamedTuple):
     """[K]"""
     known: tuple[int, ...]
     """[K]; all images where each has one class."""
-
-
-def count_classes(labels: NDArray[np.integer[Any]] | Sequence[int] | Tensor, n_classes: int) -> ClassCounts:
-    """Of class numbers [n], or of flags [n, K] of 0, 1 and -1 (not known)."""
-    array = np.asarray(labels)
-    if array.ndim == 1:
-        members = np.bincount(array[array >= 0], minlength=n_classes)
-        return ClassCounts(tuple(members.tolist()), (int(members.sum()),) * n_classes)
-    return ClassCounts(tuple((array > 0).sum(axis=0).tolist()), tuple((array >= 0).sum(axis=0).tolist()))

@@ -3,13 +3,11 @@
 Shapes: B images of a batch, M of a set, H x W pixels, K classes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from essa_dist.errors import DivergedError, UsageError
@@ -39,7 +37,7 @@ class SegmentationConfig(Config):
 
 
 class Segmentation:
-    """See :class:`~essa_dist.tasks.interface.Task`; ``counts`` are of pixels (:func:`count_pixels`).
+    """See :class:`~essa_dist.tasks.interface.Task`; ``counts`` are of the known pixels.
 
     ``score`` is :meth:`rows` and :meth:`score_rows`: ranks exchange rows, a few numbers for each image, and no masks.
     """
@@ -135,12 +133,3 @@ def soft_dice_loss(probabilities_BKHW: Tensor, targets_BHW: Tensor) -> Tensor:
     both = torch.where(truth, p_BkHW, 0).sum(dim=(2, 3))
     either = torch.where(targets != IGNORE, p_BkHW, 0).sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
     return 1 - ((2 * both + SMOOTH) / (either + SMOOTH)).mean(dim=1)
-
-
-def count_pixels(masks: Iterable[Tensor | NDArray[np.uint8]], n_classes: int) -> ClassCounts:
-    """Pixels of each class over the training masks [H, W], and all pixels that are known; for balanced weights."""
-    total = np.zeros(n_classes, dtype=np.int64)
-    for mask in masks:
-        values = np.asarray(mask).ravel()
-        total += np.bincount(values[values != IGNORE], minlength=n_classes)[:n_classes]
-    return ClassCounts(tuple(total.tolist()), (int(total.sum()),) * n_classes)

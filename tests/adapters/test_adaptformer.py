@@ -103,6 +103,21 @@ def test_blocks_with_the_norm_behind_the_mlp_are_refused(
         AdaptFormer(AdaptFormerConfig()).inject(tiny(vit_class, **family), seed=0)
 
 
-def test_a_second_adaptformer_is_refused(tiny: Any) -> None:
-    with pytest.raises(UsageError, match=r"adaptformer is named twice"):
-        injected(injected(tiny(VisionTransformer)))
+@torch.no_grad()
+def test_a_second_adaptformer_trains_the_bottlenecks_that_are_there_on(tiny: Any) -> None:
+    backbone, images = injected(tiny(VisionTransformer)).eval(), torch.randn(2, 3, 16, 16)
+    for block in backbone.vit.blocks:
+        block.bottleneck.up.weight.normal_()
+    names, before = [name for name, _ in backbone.named_parameters()], backbone(images).cls
+    again = backbone.requires_grad_(False)
+    AdaptFormer(AdaptFormerConfig(dim=D)).inject(again, seed=9)
+    assert [name for name, _ in again.named_parameters()] == names
+    assert torch.equal(again(images).cls, before)
+    trained = [name for name, p in again.named_parameters() if p.requires_grad]
+    assert trained == [name for name in names if ".bottleneck." in name]
+
+
+def test_a_second_adaptformer_of_another_width_is_refused(tiny: Any) -> None:
+    backbone = injected(tiny(VisionTransformer))
+    with pytest.raises(UsageError, match=r"adapter\.dim=\d+ .*given were 77"):
+        AdaptFormer(AdaptFormerConfig(dim=77)).inject(backbone, seed=0)

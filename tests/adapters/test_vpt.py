@@ -96,8 +96,23 @@ def test_dropout_is_of_the_training_student_alone(tiny: Any) -> None:
     assert not torch.equal(backbone.train()(images).cls, quiet)
 
 
-def test_a_second_vpt_is_refused(tiny: Any) -> None:
+@torch.no_grad()
+def test_a_second_vpt_trains_the_prompts_that_are_there_on(tiny: Any) -> None:
+    backbone, images = tiny(VisionTransformer).eval(), torch.randn(B, 3, 16, 16)
+    VPT(VPTConfig(tokens=P)).inject(backbone, seed=0)
+    names, before = [name for name, _ in backbone.named_parameters()], backbone(images).cls
+    backbone.requires_grad_(False)
+    VPT(VPTConfig(tokens=P, dropout=0.5)).inject(backbone, seed=7)
+    assert [name for name, _ in backbone.named_parameters()] == names
+    assert torch.equal(backbone.eval()(images).cls, before)
+    assert not torch.equal(backbone.train()(images).cls, before)
+    assert [name for name, p in backbone.named_parameters() if p.requires_grad] == [
+        name for name in names if name.endswith("prompts.tokens")
+    ]
+
+
+def test_a_second_vpt_of_another_shape_is_refused(tiny: Any) -> None:
     backbone = tiny(VisionTransformer)
     VPT(VPTConfig()).inject(backbone, seed=0)
-    with pytest.raises(UsageError, match=r"vpt is named twice"):
+    with pytest.raises(UsageError, match=r"adapter\.tokens=10 adapter\.deep=true; given were 10 and false"):
         VPT(VPTConfig(deep=False)).inject(backbone, seed=0)

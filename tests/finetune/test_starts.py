@@ -69,7 +69,7 @@ def test_a_kept_adapter_stays_as_it_is_under_the_trained_one(
     assert kept is None or not any(kept in name for name in trained if "lora" not in above)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "vpt"])
+@pytest.mark.parametrize("adapter", ["lora", "ssf"])
 def test_an_adapter_that_a_kept_one_leaves_no_place_is_refused_with_the_way_out(
     adapted: Adapted, adapter: str
 ) -> None:
@@ -108,3 +108,34 @@ def test_stochastic_depth_and_recomputing_come_to_a_model_of_a_run(
     assert saving.result["loss"] == pytest.approx(plain.result["loss"], abs=1e-6)
     without = tune("without", cells, words[0], "duration=2", "validation.every=2")
     assert without.result["loss"] != pytest.approx(plain.result["loss"], abs=1e-6)
+
+
+def test_a_run_that_trained_every_weight_and_masked_nothing_is_loaded(cells: str, tune: Tune) -> None:
+    tuned = tune("run", cells, "adapter=full", "duration=2", "validation.every=2")
+    rows = tuned.rows()
+    assert abs(predicted_again(tuned.run, cells, rows).numpy() - rows["probabilities"]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            "backbone.name=vit_tiny_patch16_224",
+            "backbone.name=vit_tiny_patch16_224, but model=.* has test_vit",
+        ),
+        ("backbone.name=dinov2_vits14", "backbone.name=dinov2_vits14, but"),
+        ("backbone.in_chans=1", "backbone.in_chans=1, but model=.* has 3"),
+        ("backbone.pos_embed=dinov2", "backbone.pos_embed=dinov2, but model=.* has timm"),
+        ("backbone.weights=other.pth", "backbone.weights=other.pth, but model=.* started from random"),
+    ],
+)
+def test_settings_of_another_trunk_than_the_models_are_refused(
+    adapted: Adapted, given: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        started(f"model={adapted('apla')}", given)
+
+
+@pytest.mark.parametrize("given", ["backbone.name=dinov2_vitl14", "backbone.pos_embed=timm"])
+def test_defaults_and_what_the_model_is_are_no_contradiction(adapted: Adapted, given: str) -> None:
+    assert started(f"model={adapted('apla')}", given).name == "test_vit"

@@ -22,7 +22,7 @@ from essa_dist.data.shards import open_packed
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.features import prepare_image
 from essa_dist.finetune.config import FinetuneConfig
-from essa_dist.finetune.finetune import make_head
+from essa_dist.finetune.head import make_head
 from essa_dist.finetune.model import FinetunedModel
 from essa_dist.inference import predict as verb
 from essa_dist.inference.predict import PredictConfig, predict

@@ -107,7 +107,7 @@ def test_whatever_the_weights_every_trained_tensor_has_a_gradient(
 @pytest.mark.parametrize("centering", ["softmax", "sinkhorn"])
 def test_without_local_crops_only_the_global_pairs_count(centering: str) -> None:
     whole = batch()
-    alone = Batch(whole.global_crops, whole.local_crops[:0], whole.masks, whole.keys, 0)
+    alone = Batch(whole.global_crops, whole.local_crops[:0], whole.masks, keys=whole.keys, step=0)
     with_local = objective(centering=centering)(whole, teacher_temp=0.05)
     without = objective(centering=centering)(alone, teacher_temp=0.05)
     assert "dino_local" not in without

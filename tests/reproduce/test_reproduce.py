@@ -2,6 +2,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from essa_dist.cli.command import main
 from essa_dist.config import RunConfig
 from essa_dist.errors import UsageError
 from essa_dist.finetune import FinetuneConfig
+from essa_dist.packing.lock import lock
 from essa_dist.reproduce import ReproduceConfig, reproduce
 from essa_dist.reproduce.cells import Claim, Figure, Sizes
 from essa_dist.reproduce.claims import claim_words, judge_claim, judge_figure
 from essa_dist.reproduce.estimate import Work, speed, work_of
 from essa_dist.reproduce.grids import GRIDS
 from essa_dist.reproduce.grids.medpeft import LORA
-from essa_dist.reproduce.plan import make_plan
+from essa_dist.reproduce.plan import deciding, make_plan
 from essa_dist.reproduce.running import Processes
 from essa_dist.settings import load
 from essa_dist.verbs import VERBS, config_class, sort_words, verb_of
@@ -65,7 +67,8 @@ def test_a_cell_of_medpeft_is_its_script(tmp_path: Path) -> None:
         f"{tmp_path}/chexpert:train_10",
         "medpeft_adamw",
     )
-    assert (found.head.pooling, found.head.fc_norm, found.head.init_std) == ("mean", True, 2e-5)
+    head = found.head
+    assert (head.pooling, head.fc_norm, head.trunk_norm, head.init_std) == ("mean", True, False, 2e-5)
 
 
 def test_full_fine_tuning_of_the_one_released_cell_is_the_released_script(tmp_path: Path) -> None:
@@ -170,6 +173,30 @@ def test_other_settings_are_another_result_and_so_is_all_that_starts_from_it(
     assert all("overwrite=true" in words for words in started[2:])
 
 
+def test_a_result_is_known_by_what_differs_from_the_defaults(tmp_path: Path) -> None:
+    def key(*words: str) -> dict[str, Any]:
+        return deciding(load(FinetuneConfig, None, (f"out={tmp_path}", *words)))
+
+    assert key() == {"data": {}}  # so a setting that is added later, with a default, changes no key
+    assert key("optim.lr=1e-4", "data.train=X", "model=Y", "threads=3") == key()
+    told = [
+        key(*words)
+        for words in (
+            ("adapter=lora",),
+            ("adapter=explora",),
+            ("adapter={kind: lora, rank: 3}",),
+            ("adapter={kind: explora, rank: 3}",),
+            ("adapter={kind: apla, rank: 3}",),
+            ("adapter=apla+bitfit",),
+            ("optim.lr=2e-4",),
+            ("optim.head_lr=2e-4",),
+            ("task.kind=multiclass",),
+            ("data.fraction=0.5",),
+        )
+    ]
+    assert len({json.dumps(one, sort_keys=True) for one in told}) == len(told)
+
+
 def test_a_cell_that_was_broken_off_goes_on(tmp_path: Path, started: list[list[str]]) -> None:
     reproduce(config(tmp_path, only=CELL, seeds=(0,)))
     (tmp_path / "out/cells/blood/ssa-apla/s0.json").unlink()
@@ -205,6 +232,35 @@ def test_a_dry_run_prints_commands_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_drivers_do_not_work_in_one_folder(tmp_path: Path, started: list[list[str]]) -> None:
+    with (
+        closing(lock(tmp_path / "out" / ".lock", "")),
+        pytest.raises(UsageError, match="another essa reproduce"),
+    ):
+        reproduce(config(tmp_path, only=CELL, seeds=(0,)))
+    assert started == []
+    assert "plan" in reproduce(config(tmp_path, only=CELL, seeds=(0,), dry_run=True))
+    reproduce(config(tmp_path, only=CELL, seeds=(0,)))
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", ()),
+        ("accumulate=4", ("accumulate=4",)),
+        ("precision=bf16, accumulate=4,", ("precision=bf16", "accumulate=4")),
+        ("optim.betas=[0.9,0.95],accumulate=4", ("optim.betas=[0.9,0.95]", "accumulate=4")),
+        ("adapter={kind: lora,targets: [q,v]},seed=1", ("adapter={kind: lora,targets: [q,v]}", "seed=1")),
+        ("data.augment.policy=a,data.fraction=0.1", ("data.augment.policy=a", "data.fraction=0.1")),
+    ],
+)
+def test_a_comma_parts_settings_only_before_a_key(given: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    assert config(tmp_path, settings=given).settings == words
+    spoken = (f"data_root={tmp_path}", "out=x", f"settings='{given}'")
+    assert load(ReproduceConfig, {"grid": "small"}, spoken).settings == words
+
+
 def test_what_can_not_be_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only=nope names no cell; their names are like nih/mrm"):
         make_plan(GRIDS["medpeft"], config(tmp_path, "medpeft", only="nope"))
@@ -215,8 +271,12 @@ def test_what_can_not_be_is_told(tmp_path: Path) -> None:
 # Claims and estimates
 
 
-def row(start: str, adapter: str, value: float, std: float | None = None, data: str = "a") -> dict[str, Any]:
+def row(
+    start: str, adapter: str, value: float, std: float | None = None, data: str = "a", seed: int = 0
+) -> dict[str, Any]:
     return {
+        "seed": seed,
+        "unit": f"{data}/s{seed}",
         "data": data,
         "model": "m",
         "fraction": 1.0,
@@ -233,15 +293,15 @@ CLAIM = Claim("x beats y", "here", {"start": "x"}, {"start": "y"})
 
 def test_a_claim_is_judged_on_the_pairs_that_were_run() -> None:
     rows = [row("x", "l", 0.75, 0.1), row("y", "l", 0.25, 0.1), row("x", "f", 0.5, 0.2), row("y", "f", 0.625)]
-    judged = judge_claim(CLAIM, rows, [*rows, row("x", "v", 0), row("y", "v", 0), row("x", "b", 0)])
+    judged = judge_claim(CLAIM, rows, [*rows, row("x", "v", 0), row("y", "v", 0), row("x", "b", 0)], rows)
     assert (judged["compared"], judged["of"], judged["agree"], judged["holds"]) == (2, 3, 1, False)
-    assert (judged["clear_for"], judged["clear_against"]) == (1, 0)
+    assert (judged["least_difference"], judged["most_difference"]) == (-0.125, 0.5)
     assert judged["mean_difference"] == pytest.approx((0.5 - 0.125) / 2)
     assert "does not hold here, as far as it was run (2 of 3" in claim_words(judged)
 
 
 def test_a_claim_of_which_nothing_was_run_neither_holds_nor_fails() -> None:
-    judged = judge_claim(CLAIM, [row("x", "l", 1)], [row("x", "l", 1), row("y", "l", 1)])
+    judged = judge_claim(CLAIM, [row("x", "l", 1)], [row("x", "l", 1), row("y", "l", 1)], [])
     assert (judged["compared"], judged["of"], judged["holds"]) == (0, 1, None)
     assert claim_words(judged) == "not run: none of 1 comparisons"
 
@@ -249,7 +309,7 @@ def test_a_claim_of_which_nothing_was_run_neither_holds_nor_fails() -> None:
 def test_a_claim_speaks_only_of_the_cells_it_names() -> None:
     within = Claim("", "", {"start": "x"}, {"start": "y"}, within={"data": ("b",)})
     rows = [row(start, "l", value, data=data) for data in "ab" for start, value in (("x", 0.5), ("y", 0.25))]
-    assert judge_claim(within, rows, rows)["compared"] == 1
+    assert judge_claim(within, rows, rows, rows)["compared"] == 1
 
 
 def test_a_papers_number_stands_beside_ours() -> None:

@@ -5,7 +5,6 @@ A name ends in a hash of everything that decides the contents, so what was made 
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from essa_dist.disk import whole, write_whole
 from essa_dist.errors import UsageError
 
 
@@ -51,11 +51,9 @@ class Store:
         self, name: str, made_from: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> None:
         file, told = self._files(name, made_from)
-        beside = self.folder / f".{told.name}.{os.getpid()}"
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, beside)
-        beside.replace(file)
-        beside.write_text(json.dumps({**facts, "made_from": made_from}, indent=1) + "\n", encoding="utf-8")
-        beside.replace(told)
+        with whole(file) as beside:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, beside)
+        write_whole(told, json.dumps({**facts, "made_from": made_from}, indent=1) + "\n")
 
     def _files(self, name: str, made_from: Mapping[str, Any]) -> tuple[Path, Path]:
         readable = re.sub(r"[^A-Za-z0-9_.+-]+", "_", name)[:100]

@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -130,16 +130,22 @@ def _statistics(found: Mapping[int, Done], place: int) -> dict[int, Statistic]:
     return {seed: done.readings[place].statistic() for seed, done in found.items()}
 
 
-def write_table(table: Mapping[str, Any], out: Path) -> list[Path]:
-    """table.json, table.csv (a line for each row) and table.md (what is quoted), each whole or not at all."""
+def write_table(
+    table: Mapping[str, Any],
+    out: Path,
+    *,
+    columns: Sequence[str] = COLUMNS,
+    page: Callable[[Mapping[str, Any]], str] | None = None,
+) -> list[Path]:
+    """table.json, table.csv (``columns`` of each row) and table.md (``page``: what is quoted), each whole or not at all."""
     lines = StringIO()
-    writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table["rows"])
     texts = {
         TABLE: json.dumps(table, indent=1) + "\n",
         "table.csv": lines.getvalue(),
-        "table.md": to_markdown(table),
+        "table.md": (page or to_markdown)(table),
     }
     for name, text in texts.items():
         write_whole(out / name, text)
