@@ -115,6 +115,8 @@ class TrialJob(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For an exploit: where this trial's newest weights are, kept from being deleted."""
+        if not isinstance(self.shared.config.scheduler, PBT):  # Ray asks at the end of any trial
+            return
         pointer = pin(self.trial.name, self.folder, self._run())
         if pointer is not None:
             (Path(checkpoint_dir) / "pointer.json").write_text(json.dumps(pointer))
