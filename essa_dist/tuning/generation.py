@@ -12,6 +12,7 @@ from typing import TypedDict
 from essa_dist import runfolder
 
 PINNED = "pinned"
+ATTEMPTS = 5
 KEPT = 2
 """Checkpoints kept for exploits: the newest may be pinned while another trial still takes the one before."""
 
@@ -41,13 +42,29 @@ def pin(trial: str, folder: Path, run: Path) -> Pointer | None:
     return {"trial": trial, "step": step, "checkpoint": str(pinned)}
 
 
-def begin_from(pointer: Pointer, run: Path, config: str) -> None:
-    """Make ``run`` one that goes on from another's checkpoint, with settings of its own: the YAML ``config``."""
-    shutil.rmtree(run, ignore_errors=True)
-    checkpoints = run / runfolder.CHECKPOINTS
-    checkpoints.mkdir(parents=True)
-    _link(Path(pointer["checkpoint"]), runfolder.checkpoint_folder(run, pointer["step"]))
+def begin_from(pointer: Pointer, run: Path, config: str) -> int:
+    """Make ``run`` one that goes on from another's checkpoint, with settings of its own: the YAML ``config``.
+
+    Returns the checkpoint's step: where the other trial has got on so far meanwhile that the one of ``pointer`` is gone, it
+    is a later one of the same trial. Raises FileNotFoundError where that has none.
+    """
+    checkpoint = Path(pointer["checkpoint"])
+    for attempt in range(ATTEMPTS):
+        shutil.rmtree(run, ignore_errors=True)
+        (run / runfolder.CHECKPOINTS).mkdir(parents=True)
+        step = int(checkpoint.name.rpartition("_")[2])
+        try:
+            _link(checkpoint, runfolder.checkpoint_folder(run, step))
+            break
+        except (OSError, shutil.Error):  # deleted before, or under the copy
+            later = max(
+                checkpoint.parent.glob("run*"), key=lambda one: one.name.rpartition("_")[2], default=None
+            )
+            if later is None or attempt + 1 == ATTEMPTS:
+                raise
+            checkpoint = later
     (run / runfolder.CONFIG).write_text(config)
+    return step
 
 
 def _link(source: Path, target: Path) -> None:

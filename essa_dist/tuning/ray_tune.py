@@ -1,6 +1,7 @@
 """The sweep as Ray Tune sees it."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ FAILED = ".failed"
 """Is in the sweep's folder when a trial has failed."""
 ENOUGH = 3
 """Failures, without any result, that end a sweep."""
-HEAD = {"node:__internal_head__": 0.001}
-"""What a trial's driver takes: no CPU, since its ranks need all of them, but something, as Ray Tune wants."""
+HEAD = "node:__internal_head__"
+"""Of this a trial's driver takes a part: no CPU, since its ranks need all of them, but something, as Ray Tune wants."""
 
 
 def make_tuner(
@@ -45,13 +46,16 @@ def make_tuner(
     common = Shared(
         absolute_config, env, token, place, shared, base=str(base), duration=run.duration, share=sharing
     )
-    job = tune.with_resources(tune.with_parameters(TrialJob, shared=common), PlacementGroupFactory([HEAD]))
+    is_population = isinstance(config.scheduler, PBT)
+    # A population that doesn't fit takes turns, trials pausing for each other, if Ray finds no place for all their drivers.
+    part = math.floor(1e4 / at_a_time) / 1e4 if is_population else 0.001
+    driver = PlacementGroupFactory([{HEAD: part}])
+    job = tune.with_resources(tune.with_parameters(TrialJob, shared=common), driver)
     storage = out.resolve()
     if config.resume and tune.Tuner.can_restore(str(storage / NAME)):
         return tune.Tuner.restore(
             str(storage / NAME), trainable=job, resume_unfinished=True, resume_errored=True
         )
-    is_population = isinstance(config.scheduler, PBT)
     return tune.Tuner(
         job,
         param_space=population(config) if is_population else {},

@@ -50,15 +50,14 @@ class Shared:
     """File of the run's settings without a draw."""
     duration: Any
     """Of such a run."""
+    share: tuple[str, ...] = ()
+    """Settings of the run that take the folder ``shared``."""
     command: tuple[str, ...] = ("-m", "essa_dist")
     """What Python runs as a rank."""
 
     def of(self, trial: str) -> str:
         """The token of a trial's processes."""
         return f"{self.token}/{trial}"
-
-    share: tuple[str, ...] = ()
-    """Settings of the run that take the folder ``shared``."""
 
     def words(self, drawn: Draw, run: Path) -> list[str]:
         """Of a rank that tries ``drawn`` in the folder ``run``."""
@@ -127,14 +126,15 @@ class TrialJob(tune.Trainable):
         if not file.is_file():
             return
         pointer: Pointer = json.loads(file.read_text())
-        parent = f"{pointer['trial']}@{pointer['step']}"
-        again = parent in self.trial.parents[-1:] and not self.changed
+        donor, _, step = (self.trial.parents or ["@-1"])[-1].partition("@")
+        again = donor == pointer["trial"] and int(step) >= pointer["step"] and not self.changed
         if pointer["trial"] == self.trial.name or again:
             return
-        self.trial.parents.append(parent)
-        self.trial.step = self.told = pointer["step"]
-        self.trial.curve = [one for one in self.trial.curve if one["step"] <= pointer["step"]]
-        begin_from(pointer, self._run(), self._settings())
+        self.trial.parents.append("")  # makes the next run's folder
+        taken = begin_from(pointer, self._run(), self._settings())
+        self.trial.parents[-1] = f"{pointer['trial']}@{taken}"
+        self.trial.step = self.told = taken
+        self.trial.curve = [one for one in self.trial.curve if one["step"] <= taken]
         self._write("running")
 
     def cleanup(self) -> None:

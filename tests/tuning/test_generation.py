@@ -77,6 +77,23 @@ def test_a_run_that_begins_from_anothers_checkpoint_has_it_byte_for_byte(
     assert load(RunConfig, run / runfolder.CONFIG) == config
 
 
+def test_an_exploit_whose_checkpoint_is_gone_takes_a_later_one_of_the_same_trial(tmp_path: Path) -> None:
+    donor, run = tmp_path / "donor", tmp_path / "taker" / "run1"
+    pointers = []
+    for step in (4, 8, 12, 16):
+        checkpoint(donor / "run", step)
+        pointers.append(pin("t0001", donor, donor / "run"))
+    first, newest = pointers[0], pointers[-1]
+    assert first is not None
+    assert newest is not None
+    assert not Path(first["checkpoint"]).exists()
+    assert begin_from(first, run, "") == 16
+    assert contents(runfolder.checkpoint_folder(run, 16)) == contents(Path(newest["checkpoint"]))
+    shutil.rmtree(donor)
+    with pytest.raises(FileNotFoundError):
+        begin_from(first, run, "")
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{file.stem}/{name}": value.flatten()
