@@ -9,6 +9,8 @@ from essa_dist.settings.words import words_of
 from essa_dist.tuning.record import Objective
 from essa_dist.tuning.space import Parameter, Space
 
+CHECKED = 64
+"""Draws of a space that are made to see whether it contradicts itself; below 1 ms each."""
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -128,7 +130,9 @@ class TuneConfig(Config):
             raise ValueError("the space is empty: name at least one setting to try values of")
         if not self.objectives:
             raise ValueError("no objective: name a number of metrics.jsonl, as canary_knn: max")
-        space = Space(self.space)  # raises ValueError
+        space = Space(self.space)  # raises ValueError, and so do draws that contradict themselves
+        for number in range(CHECKED):
+            space.sample(self.seed, number)
         if self.resume and self.overwrite:
             raise ValueError("resume=true and overwrite=true contradict each other: choose one")
         if isinstance(self.scheduler, PBT):

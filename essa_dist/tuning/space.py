@@ -102,8 +102,13 @@ class Parameter(Config):
         return round(value) if self.integer else value
 
 
+def setting_of(name: str) -> str:
+    """The setting that a parameter gives: ``adapter.rank@apla`` and ``adapter.rank@lora`` are two ways to draw one."""
+    return name.partition("@")[0]
+
+
 class Space:
-    """Parameters by setting, in the order in which they are drawn. Raises ValueError for a ``when`` that can't be answered."""
+    """Parameters by name, in the order in which they are drawn. Raises ValueError for a ``when`` that can't be answered."""
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters = dict(parameters)
@@ -118,14 +123,18 @@ class Space:
                 if rest:
                     allowed = ", ".join(map(str, known[asked].choices))
                     raise ValueError(f"{name}: when asks for {asked}={rest[0]}, whose choices are {allowed}")
-            known[name] = parameter
+            if setting_of(name) in known and not parameter.when:
+                raise ValueError(
+                    f"{name}: {setting_of(name)} is drawn before it: say when each of the two applies"
+                )
+            known[setting_of(name)] = parameter
 
     def draw(self, suggest: Suggest) -> Draw:
         """A draw for which ``suggest(name, parameter)`` gives each value that applies."""
         drawn: Draw = {}
         for name, parameter in self.parameters.items():
             if applies(parameter, drawn):
-                drawn[name] = suggest(name, parameter)
+                drawn[_free(name, drawn)] = suggest(name, parameter)
         return drawn
 
     def sample(self, seed: int, number: int) -> Draw:
@@ -146,9 +155,18 @@ class Space:
                 yield from below(rest, drawn)
                 return
             for value in parameter.grid():
-                yield from below(rest, {**drawn, name: value})
+                yield from below(rest, {**drawn, _free(name, drawn): value})
 
         yield from below(list(self.parameters), {})
+
+
+def _free(name: str, drawn: Mapping[str, Value]) -> str:
+    """The setting of ``name``. Raises ValueError where another parameter that applies has given it."""
+    if setting_of(name) in drawn:
+        raise ValueError(
+            f"{name}: another parameter that applies beside it gives {setting_of(name)}: let their when differ"
+        )
+    return setting_of(name)
 
 
 def applies(parameter: Parameter, drawn: Mapping[str, Value]) -> bool:

@@ -27,6 +27,7 @@ from essa_dist.tuning.reaper import Reaper, write_freed
 from essa_dist.tuning.record import ENDED, TRIALS, Sweep, Trial, read_trials
 from essa_dist.tuning.report import summary, summary_text, write_report
 from essa_dist.tuning.runs import check_runs, preview, run_config, trials_of
+from essa_dist.tuning.space import setting_of
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,11 @@ def _held(config: TuneConfig, out: Path) -> Iterator[None]:
         held.close()
 
 
+def varied(config: TuneConfig) -> tuple[str, ...]:
+    """The settings that the space gives, each once."""
+    return tuple(dict.fromkeys(setting_of(name) for name in config.space))
+
+
 def settings_of(config: TuneConfig) -> dict[str, Any]:
     """What a sweep must keep to go on: its own settings, and those of the run it varies."""
     own = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
@@ -181,7 +187,7 @@ def _search(config: TuneConfig, out: Path, at_a_time: int, shared: str) -> None:
 
     token = uuid.uuid4().hex
     tuner = make_tuner(config, out, at_a_time, launcher_env(config.job.launch), token, shared)
-    goals, parameters = config.goals(), tuple(config.space)
+    goals, parameters = config.goals(), varied(config)
     with (
         Reaper(token) as reaper,
         Live(goals, parameters, trials_of(config)) as live,
@@ -224,8 +230,8 @@ def _finish(config: TuneConfig, out: Path, found: dict[str, Any], seconds: float
         "hours": round(seconds / 3600, 2),
         "estimated hours": found["hours"],
     }
-    logged = tuple(name for name, one in config.space.items() if one.log)
-    sweep = Sweep(out.name, config.goals(), tuple(config.space), logged, trials, config.base, facts)
+    logged = tuple(setting_of(name) for name, one in config.space.items() if one.log)
+    sweep = Sweep(out.name, config.goals(), varied(config), logged, trials, config.base, facts)
     files = write_report(sweep, out)
     best = sweep.best()
     if best is not None:

@@ -107,7 +107,9 @@ class TrialJob(tune.Trainable):
             alive = self.job.is_alive()  # asked before the rows: what it wrote last is read
             for row in self._rows():
                 if int(row["step"]) > self.told:
-                    return self._heard(row)
+                    heard = self._heard(row)
+                    if self.percent < 100:  # the last look comes with the end: nothing is to be decided by it
+                        return heard
             if not alive:
                 return self._ended()
             time.sleep(LOOK_S)

@@ -153,3 +153,23 @@ def test_a_parameter_that_contradicts_itself_is_refused(told: dict[str, Any]) ->
 def test_words_name_kinds_first() -> None:
     drawn: dict[str, Any] = {"adapter.rank": 8, "optim.lr": 1e-3, "adapter.kind": "lora"}
     assert words(drawn) == ["adapter.kind=lora", "adapter.rank=8", "optim.lr=0.001"]
+
+
+def test_one_setting_can_be_drawn_in_other_ways_where_other_things_hold() -> None:
+    kinds = Parameter(choices=("apla", "lora"))
+    apla = Parameter(choices=(8, "full"), when={"adapter.kind": ("apla",)})
+    lora = Parameter(choices=(2, 4), when={"adapter.kind": ("lora",)})
+    space = Space({"adapter.kind": kinds, "adapter.rank@apla": apla, "adapter.rank@lora": lora})
+    expected = [("apla", 8), ("apla", "full"), ("lora", 2), ("lora", 4)]
+    assert [(one["adapter.kind"], one["adapter.rank"]) for one in space.grid()] == expected
+    seen = {tuple(space.sample(0, number).values()) for number in range(60)}
+    assert seen == set(expected)
+
+
+def test_two_parameters_that_give_one_setting_at_a_time_are_refused() -> None:
+    with pytest.raises(ValueError, match="say when each of the two applies"):
+        Space({"a@x": Parameter(choices=(1, 2)), "a@y": Parameter(choices=(3,))})
+    whenever = Parameter(choices=(1,), when={"b": (1, 2)})
+    both = Space({"b": Parameter(choices=(1, 2)), "a@x": whenever, "a@y": whenever})
+    with pytest.raises(ValueError, match="another parameter that applies beside it gives a"):
+        both.sample(0, 0)
