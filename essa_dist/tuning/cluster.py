@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from essa_dist.errors import UsageError
-from essa_dist.tuning.config import JobShape, TuneConfig
+from essa_dist.tuning.config import PBT, JobShape, TuneConfig
 
 log = logging.getLogger(__name__)
 
@@ -93,5 +93,14 @@ def concurrent(config: TuneConfig, nodes: list[dict[str, float]]) -> int:
             f"a trial needs {shape.workers} workers of {shape.cpus:g} CPU{gpus} each, and the cluster has room for {room} of them "
             f"({len(nodes)} machine{'s' if len(nodes) > 1 else ''}: {there}): lower job.workers, job.cpus or job.gpus, "
             f"add machines{', or give out more CPUs than there are with cpus=' if config.address == 'local' else ''}"
+        )
+    if (
+        isinstance(config.scheduler, PBT)
+        and config.search.kind == "random"
+        and config.search.trials > fitting
+    ):
+        raise UsageError(
+            f"a population of {config.search.trials} trials runs all at once, and the cluster has room for {fitting}: lower "
+            "search.trials, job.workers or job.cpus, or add machines"
         )
     return min(config.concurrent or fitting, fitting)

@@ -1,7 +1,6 @@
 """The sweep as Ray Tune sees it."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ FAILED = ".failed"
 """Is in the sweep's folder when a trial has failed."""
 ENOUGH = 3
 """Failures, without any result, that end a sweep."""
-HEAD = "node:__internal_head__"
-"""Of this a trial's driver takes a part: no CPU, since its ranks need all of them, but something, as Ray Tune wants."""
+HEAD = {"node:__internal_head__": 0.001}
+"""What a trial's driver takes: no CPU, since its ranks need all of them, but something, as Ray Tune wants."""
 
 
 def make_tuner(
@@ -47,10 +46,7 @@ def make_tuner(
         absolute_config, env, token, place, shared, base=str(base), duration=run.duration, share=sharing
     )
     is_population = isinstance(config.scheduler, PBT)
-    # A population that doesn't fit takes turns, trials pausing for each other, if Ray finds no place for all their drivers.
-    part = math.floor(1e4 / at_a_time) / 1e4 if is_population else 0.001
-    driver = PlacementGroupFactory([{HEAD: part}])
-    job = tune.with_resources(tune.with_parameters(TrialJob, shared=common), driver)
+    job = tune.with_resources(tune.with_parameters(TrialJob, shared=common), PlacementGroupFactory([HEAD]))
     storage = out.resolve()
     if config.resume and tune.Tuner.can_restore(str(storage / NAME)):
         return tune.Tuner.restore(

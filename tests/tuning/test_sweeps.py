@@ -139,7 +139,7 @@ def test_an_exploit_goes_on_from_the_donors_weights_with_settings_inside_their_r
 ) -> None:
     space = {
         "optim.lr": {"low": 1e-4, "high": 5e-2, "log": True},
-        "data.train": {"choices": ["waits@1 pace@1"]},
+        "data.train": {"choices": ["waits@1 pace@3"]},
     }
     pbt = {"kind": "pbt", "interval": 0.25, "quantile": 0.5, "resample": 0}
     told = settings(tmp_path, space, search={"trials": 2}, scheduler=pbt, seed=1)
@@ -170,26 +170,16 @@ def test_an_exploit_goes_on_from_the_donors_weights_with_settings_inside_their_r
             assert yaml.safe_load((run / "config.yaml").read_text())["optim"]["lr"] == begun[0]["lr"]
 
 
-def test_a_population_larger_than_the_cluster_takes_turns(ray: Any, tmp_path: Path) -> None:
-    pbt = {"kind": "pbt", "interval": 0.5, "quantile": 0.34, "resample": 0}
-    told = settings(
-        tmp_path,
-        {"optim.lr": {"low": 1e-4, "high": 5e-2, "log": True}, "data.train": {"choices": ["pace@0.5"]}},
-        search={"trials": 3},
-        scheduler=pbt,
-        job={"cpus": 4},
-    )
-    sweep(told)
-    found = trials_of(told)
-    assert [(trial.status, trial.step) for trial in found.values()] == [("done", 8)] * 3
-    assert all(trial.starts >= 2 for trial in found.values())  # each has paused for the others
-
-
 def test_a_job_that_does_not_fit_the_cluster_is_refused_and_leaves_the_folder_free(
     ray: Any, tmp_path: Path
 ) -> None:
     told = settings(tmp_path, {"optim.lr": {"choices": [1e-3]}}, job={"workers": 3, "cpus": 2})
     with pytest.raises(UsageError, match="needs 3 workers of 2 CPU each, and the cluster has room for 2"):
         sweep(told)
+    pbt = {"scheduler": {"kind": "pbt"}, "search": {"trials": 3}, "job": {"cpus": 2}}
+    with pytest.raises(
+        UsageError, match="a population of 3 trials runs all at once, and the cluster has room for 2"
+    ):
+        sweep(settings(tmp_path, {"optim.lr": {"low": 1e-4, "high": 1e-2}}, **pbt))
     with pytest.raises(UsageError, match=r"1 CPU and 1 GPU each, and the cluster has room for 0 .* 0 GPU"):
         sweep(told | {"job": {"workers": 1, "gpus": 1}})
