@@ -1,6 +1,7 @@
 """What every test stands on: no network, few threads, and the shared data where they are."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -16,6 +17,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Seconds a test, for pytest-timeout where it is installed: one that hangs must not hang the suite.
 os.environ.setdefault("PYTEST_TIMEOUT", "300")
+
+# nohup and a shell's & have these ignored, which every process started here would inherit.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import essa_dist  # noqa: F401  (before any test imports timm: it makes torchvision importable)
 

@@ -145,7 +145,7 @@ def test_two_jobs_on_one_machine_have_a_cluster_each_and_leave_nothing(tmp_path:
 
 def test_a_node_that_does_not_come_is_named_in_one_line_and_nothing_is_started(tmp_path: Path) -> None:
     slurm = Slurm(tmp_path / "job", 3, "localhost here gone")
-    with slurm.start("space.yaml", ENDS="0", CAME="localhost here", WAIT_S="1") as job:
+    with slurm.start("space.yaml", ENDS="0", CAME="localhost here", WAIT_S="8") as job:
         (ended,) = job.wait(60)
         assert not job.alive()
     assert ended.exit_code == 1
