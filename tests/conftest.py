@@ -18,12 +18,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Seconds a test, for pytest-timeout where it is installed: one that hangs must not hang the suite.
 os.environ.setdefault("PYTEST_TIMEOUT", "300")
 
+import essa_dist  # noqa: F401  (before any test imports timm: it makes torchvision importable)
+
 # nohup and a shell's & have these ignored, which every process started here would inherit.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-import essa_dist  # noqa: F401  (before any test imports timm: it makes torchvision importable)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
