@@ -94,7 +94,7 @@ def main() -> None:
             if words.only in name:
                 rows[name] = repeat(name, folder, expected, words.times)
     known = json.loads(words.out.read_text())["drills"] if words.out.is_file() else {}
-    words.out.write_text(json.dumps({**machine(), "drills": known | rows}, indent=1) + "\n")
+    words.out.write_text(json.dumps({**machine("cpu"), "drills": known | rows}, indent=1) + "\n")
 
 
 def make_files(folder: Path) -> None:
