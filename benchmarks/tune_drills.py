@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -94,7 +95,9 @@ def main() -> None:
             if words.only in name:
                 rows[name] = repeat(name, folder, expected, words.times)
     known = json.loads(words.out.read_text())["drills"] if words.out.is_file() else {}
-    words.out.write_text(json.dumps({**machine("cpu"), "drills": known | rows}, indent=1) + "\n")
+    words.out.write_text(
+        json.dumps({**machine(torch.device("cpu")), "drills": known | rows}, indent=1) + "\n"
+    )
 
 
 def make_files(folder: Path) -> None:

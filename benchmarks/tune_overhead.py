@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
@@ -50,7 +52,7 @@ def main() -> None:
         "overhead_of_a_sweep_s": round(one - alone - trial, 1),
         "cpu_s_of_all": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, 1),
     }
-    words.out.write_text(json.dumps({**machine("cpu"), **found}, indent=1) + "\n")
+    words.out.write_text(json.dumps({**machine(torch.device("cpu")), **found}, indent=1) + "\n")
     print(json.dumps(found))
 
 
