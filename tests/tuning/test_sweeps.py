@@ -138,11 +138,12 @@ def test_an_exploit_goes_on_from_the_donors_weights_with_settings_inside_their_r
     ray: Any, tmp_path: Path
 ) -> None:
     space = {
-        "optim.lr": {"low": 1e-4, "high": 5e-2, "log": True},
-        "data.train": {"choices": ["waits@1 pace@3"]},
+        # By this seed one draw is worse at any step than the other at any: whoever is ahead, the same one is copied.
+        "optim.lr": {"low": 1e-3, "high": 1e3, "log": True},
+        "data.train": {"choices": ["waits@1 pace@2"]},
     }
     pbt = {"kind": "pbt", "interval": 0.25, "quantile": 0.5, "resample": 0}
-    told = settings(tmp_path, space, search={"trials": 2}, scheduler=pbt, seed=1)
+    told = settings(tmp_path, space, search={"trials": 2}, scheduler=pbt, seed=10)
 
     def together() -> None:
         until(lambda: all(starts(folder_of(told, name)) for name in ("t0000", "t0001")))
@@ -163,7 +164,7 @@ def test_an_exploit_goes_on_from_the_donors_weights_with_settings_inside_their_r
             run = Path(trial.folder) / f"run{number}"
             begun = [start for start in starts(Path(trial.folder)) if start["run"] == run.name]
             assert begun[0]["step"] == int(step)
-            assert 1e-4 <= begun[0]["lr"] <= 5e-2
+            assert 1e-3 <= begun[0]["lr"] <= 1e3
             state = json.loads((run / "checkpoints/step_00000008/state.json").read_text())
             before = [who for who, at, _ in state["path"] if at == int(step)]
             assert before == [donor]
