@@ -11,8 +11,6 @@ from typing import Any
 from essa_dist.errors import UsageError
 from essa_dist.tuning.config import PBT, JobShape, TuneConfig
 
-log = logging.getLogger(__name__)
-
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials have records of their own
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -1,6 +1,5 @@
 """The sweep as Ray Tune sees it."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from essa_dist.tuning.schedule import PROGRESS, population, scheduler
 from essa_dist.tuning.search import NUMBER, searcher
 from essa_dist.tuning.trial import Shared, TrialJob
 from essa_dist.tuning.worker import free_lost
-
-log = logging.getLogger(__name__)
 
 NAME = "ray"
 BASE = "base.yaml"

@@ -1,7 +1,6 @@
 """The settings of a trial's run: base, settings of all trials, and one draw."""
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from essa_dist.settings import load, to_yaml
 from essa_dist.tuning.config import PBT, GridSearch, TuneConfig
 from essa_dist.tuning.space import Draw, Space, words
 from essa_dist.verbs import VERBS, config_class
-
-log = logging.getLogger(__name__)
 
 TRIED = 200
 """Draws whose settings are checked before the sweep starts."""

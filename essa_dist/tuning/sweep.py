@@ -31,7 +31,7 @@ from essa_dist.tuning.space import setting_of
 
 log = logging.getLogger(__name__)
 
-SETTINGS, BEST, RAY, LOCK = "sweep.json", "best.yaml", "ray", ".lock"
+SETTINGS, BEST, LOCK = "sweep.json", "best.yaml", ".lock"
 FREE = {"address", "concurrent", "cpus", "resume", "overwrite", "dry_run", "price", "tflops", "shared", "out"}
 """Settings that a sweep may go on with others of."""
 SHOWN = 12

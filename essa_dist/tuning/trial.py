@@ -7,7 +7,6 @@ Nothing here imports torch: each trial has a process of this, which would start 
 """
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -27,8 +26,6 @@ from essa_dist.tuning.record import MEMORY, TIME, Objective, Trial, read_trial, 
 from essa_dist.tuning.schedule import PROGRESS, drawn
 from essa_dist.tuning.space import Draw, words
 from essa_dist.tuning.worker import GRACE_S, SAVE, STOP, VERDICT, RankJob, free_lost, run_rank, verdict
-
-log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 """How often the run's metrics are read."""

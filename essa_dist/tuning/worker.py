@@ -148,10 +148,8 @@ class Rank:
         return self._end("diverged" if diverged else "failed", said or f"exit code {code}")
 
     def _end(self, status: str, reason: str) -> None:
-        with suppress(FileExistsError):  # the first word counts
-            verdict = self.folder / VERDICT
-            if verdict.exists():
-                raise FileExistsError
+        verdict = self.folder / VERDICT
+        if not verdict.exists():  # the first word counts
             said = {"status": status, "reason": f"{reason} ({self.log.name})", "token": self.token}
             write_whole(verdict, json.dumps(said))
 
