@@ -36,8 +36,9 @@ class Step:
         from essa_dist.backbones import build_backbone
         from essa_dist.distributed.environment import make_accelerator
         from essa_dist.distributed.strategies import Clipping, choose
-        from essa_dist.engine.build import DTYPES, cast_frozen
+        from essa_dist.engine.build import DTYPES
         from essa_dist.engine.config import RunConfig
+        from essa_dist.engine.fast import make_ready
         from essa_dist.engine.loss_scale import LossScale
         from essa_dist.engine.optim import build_optimizer
         from essa_dist.objectives import DINOv2Objective
@@ -58,7 +59,7 @@ class Step:
         self.trunk_parameters = sum(p.numel() for p in backbone.parameters())
         inject_adapter(backbone, self.config.adapter, seed=0)
         self.objective = DINOv2Objective(backbone, self.config.objective, compute_dtype=self.dtype)
-        cast_frozen(self.objective, self.dtype)
+        make_ready(self.objective, self.config.engine, self.dtype)
         self.objective.to(self.device).train()
         depth = len(backbone.vit.blocks)
         self.trained = (self.objective.branches.count("backbone."), self.objective.branches.count())

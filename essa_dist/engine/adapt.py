@@ -20,8 +20,9 @@ from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.data.stream import TarStream, open_stream
 from essa_dist.data.stream_loader import StreamLoader
 from essa_dist.distributed.collectives import all_gather
-from essa_dist.engine.build import DTYPES, Training, Trunk, assemble, cast_frozen
+from essa_dist.engine.build import DTYPES, Training, Trunk, assemble
 from essa_dist.engine.config import RunConfig
+from essa_dist.engine.fast import make_ready
 from essa_dist.engine.job import Job
 from essa_dist.engine.optim import step_values
 from essa_dist.engine.recording.canary import Canary
@@ -73,7 +74,7 @@ class Adaptation(Job[RunConfig]):
         shared = share_trunk(config.shared_trunk, backbone, trunk.sha256, dtype, accelerator.device)
         adapter = inject_adapter(backbone, config.adapter, seed=config.seed)
         objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
-        cast_frozen(objective, dtype)
+        make_ready(objective, config.engine, dtype)
         objective.to(accelerator.device).train()
         loader = build_loader(images, config, accelerator, patch_size=backbone.patch_size)
         if not restored:

@@ -125,13 +125,3 @@ def assemble(
         trunk=trunk,
         trained=Trained(of_trunk, every - of_trunk),
     )
-
-
-def cast_frozen(objective: Objective, dtype: torch.dtype) -> None:
-    """Keep what is never trained in the precision it is computed in; it needs no fp32 master."""
-    trained = {
-        id(p) for group in (objective.branches.students, objective.branches.teachers) for p in group.values()
-    }
-    for parameter in objective.parameters():
-        if id(parameter) not in trained:
-            parameter.data = parameter.data.to(dtype)

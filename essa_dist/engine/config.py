@@ -8,6 +8,7 @@ from essa_dist.adapters import AdapterConfig
 from essa_dist.adapters.apla import APLAConfig
 from essa_dist.backbones import BackboneConfig
 from essa_dist.data.loader import DataConfig
+from essa_dist.engine.fast import EngineConfig
 from essa_dist.engine.optim import OptimConfig
 from essa_dist.engine.recording.canary import CanaryConfig
 from essa_dist.engine.recording.profile import ProfileConfig
@@ -72,6 +73,8 @@ class JobConfig(Config):
     """What is trained of it."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
+    engine: EngineConfig = EngineConfig()
+    """How a step is computed."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save, how much to keep."""
     guard: GuardConfig = GuardConfig()

@@ -15,7 +15,8 @@ from essa_dist.data.labelled.evaluation import evaluation_batches
 from essa_dist.data.labelled.loader import LabelledLoader
 from essa_dist.data.labelled.mixing import Mixer
 from essa_dist.distributed.messages import Channel
-from essa_dist.engine.build import DTYPES, Training, Trunk, assemble, cast_frozen
+from essa_dist.engine.build import DTYPES, Training, Trunk, assemble
+from essa_dist.engine.fast import make_ready
 from essa_dist.engine.job import Job
 from essa_dist.engine.saving import restore
 from essa_dist.engine.shared_trunk import share_trunk
@@ -79,7 +80,7 @@ class Finetuning(Job[FinetuneConfig]):
         objective = Supervised(
             backbone, make_head(backbone, self.task, config), self.task, compute_dtype=dtype
         )
-        cast_frozen(objective, dtype)
+        make_ready(objective, config.engine, dtype)
         objective.to(accelerator.device).train()
         loader = LabelledLoader(
             train.images,

@@ -100,8 +100,8 @@ class DINOv2Objective(Objective):
             teacher = (known and known.teacher) or self.teacher_rows(batch)
             dino_targets, ibot_targets = self._targets(teacher, teacher_temp, known)
 
-        student = self.student_globals(batch, seed=known.seed if known else None)
-        losses = self._dino(student, batch.local_crops, dino_targets.unflatten(0, (2, -1)))
+        student, local = self.student_crops(batch, seed=known.seed if known else None)
+        losses = self._dino(student, local, dino_targets.unflatten(0, (2, -1)))
         if ibot_targets is not None:
             losses["ibot"] = self._ibot(student, batch.masks.flatten(0, 1), ibot_targets)
         if self.config.koleo_weight > 0:
@@ -131,6 +131,11 @@ class DINOv2Objective(Objective):
             features: Features = self.backbone(batch.global_crops.flatten(0, 1), masks)
         return features
 
+    def student_crops(self, batch: Batch, *, seed: int | None) -> tuple[Features, Features | None]:
+        """The student on the global crops, as :meth:`student_globals`, and on the local ones, where there are any."""
+        student = self.student_globals(batch, seed=seed)
+        return student, self.backbone(batch.local_crops.flatten(0, 1)) if len(batch.local_crops) else None
+
     def target_columns(self, rows: Sequence[TeacherRows], temp: float) -> tuple[Tensor, Tensor | None]:
         """Sinkhorn-Knopp's columns [K] over all ``rows``, of class tokens and of patches. Logits are made anew in each
         iteration: a head's pass costs little beside the trunk's, and K numbers for every row are much to keep.
@@ -155,14 +160,14 @@ class DINOv2Objective(Objective):
         logits: Tensor = (self.ibot_head or self.dino_head)(patches_MC)
         return logits
 
-    def _dino(self, student: Features, local_crops: Tensor, targets_2BK: Tensor) -> dict[str, Tensor]:
+    def _dino(self, student: Features, local: Features | None, targets_2BK: Tensor) -> dict[str, Tensor]:
         """Mean over the 2 + 2 L pairs of different crops, reported as its global and its local part."""
-        n_local, n_images = local_crops.shape[:2]
+        n_images = targets_2BK.shape[1]
+        n_local = 0 if local is None else len(local.cls) // n_images
         temp, scale = self.config.student_temp, self.config.dino_weight / (2 + 2 * n_local)
         global_SBK = self.dino_head(student.cls).unflatten(0, (2, n_images))
         losses = {"dino_global": scale * dino_loss(global_SBK, targets_2BK, temp=temp, same_crops=True)}
-        if n_local:
-            local = self.backbone(local_crops.flatten(0, 1))
+        if local is not None:
             local_SBK = self.dino_head(local.cls).unflatten(0, (n_local, n_images))
             losses["dino_local"] = scale * dino_loss(local_SBK, targets_2BK, temp=temp, same_crops=False)
         return losses

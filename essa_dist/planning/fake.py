@@ -18,8 +18,9 @@ from essa_dist.data.batch import Batch, check_channels
 from essa_dist.data.views import N_GLOBAL
 from essa_dist.distributed.strategies import Clipping
 from essa_dist.distributed.strategies.replicated import Replicated
-from essa_dist.engine.build import DTYPES, cast_frozen
+from essa_dist.engine.build import DTYPES
 from essa_dist.engine.config import RunConfig
+from essa_dist.engine.fast import make_ready
 from essa_dist.engine.loss_scale import LossScale
 from essa_dist.engine.optim import build_optimizer
 from essa_dist.engine.step import train_step
@@ -90,7 +91,7 @@ def see_step(config: RunConfig, *, gpu: bool) -> Seen:
         with FakeTensorMode(), tracker:
             backbone._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
             objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
-            cast_frozen(objective, dtype)
+            make_ready(objective, config.engine, dtype)
             objective.train()
             return _step(config, objective, tracker, gpu=gpu, rss=rss)
     finally:
