@@ -37,6 +37,7 @@ LAYERS = [
     {"engine.adapt"},
     {"packing"},
     {"config", "bench", "inference"},
+    {"scaling"},
     {"demo", "doctor"},
     {"verbs"},
     {"reproduce"},

@@ -1,23 +1,23 @@
 """Linear probe: multinomial logistic regression on standardised, frozen features; where an image may have several
 classes, a logistic regression for each of them.
 
-Shapes: N bank members, M test samples, C feature channels, K classes.
+Shapes: N bank members, M test samples, C feature channels, K classes. scikit-learn is imported where it is used: that
+takes a CPU second, which every process of a run would spend.
 """
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.samples import Samples
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ def linear_probabilities(
     of which the bank doesn't know both kinds of images gets its share in the bank, and None. Among equally good values
     the strongest penalty wins. Raises ``UsageError`` if the bank holds fewer than two classes, or no class can be learnt.
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     bank_NC, test = bank.features.cpu().numpy(), test_MC.cpu().numpy()
     targets = bank.targets.cpu().numpy()
     patients = None if bank.patients is None else bank.patients.cpu().numpy()
@@ -83,7 +85,12 @@ def _fit(
     scoring: str | None = None,
     patients_N: Indices | None = None,
     strength: float | None = None,
-) -> Pipeline:
+) -> "Pipeline":
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if len(np.unique(labels_N)) < 2:
         raise UsageError(
             "the bank holds members of 1 class, a linear probe needs at least 2: use another bank"
@@ -102,6 +109,8 @@ def _fit(
 
 def patient_folds(labels_N: Indices, patients_N: Indices, seed: int) -> list[tuple[Indices, Indices]]:
     """(train, validation) indices that share no patient, with both classes 0 and 1 on either side; at most ``FOLDS``."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     most = min(len(np.unique(patients_N[labels_N == label])) for label in (0, 1))
     if most < 2:
         return []
@@ -120,6 +129,8 @@ def folds(labels_N: Indices, seed: int) -> list[tuple[Indices, Indices]]:
     As many folds as the smallest class that can be split has members, at most ``FOLDS``; none if no
     class has two members.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     members_N = np.bincount(labels_N)[labels_N]
     lone, shared = np.flatnonzero(members_N < 2), np.flatnonzero(members_N >= 2)
     if not len(shared):

@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from essa_dist.errors import UsageError
 from essa_dist.tuning.config import PBT, JobShape, TuneConfig
+
+T = TypeVar("T")
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials have records of their own
@@ -72,6 +74,26 @@ def machines() -> list[dict[str, float]]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def on_machines(function: Callable[..., T], *args: Any, timeout_s: float = 10) -> list[tuple[str, T]]:
+    """What ``function``, importable there, returns on each machine of the cluster that is there now, by its host name.
+
+    On this machine in this process. Raises what it raises, or Ray's error for a machine that is gone or doesn't answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    ask = ray.remote(num_cpus=0)(function)
+    others = [node for node in nodes if node != own]
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*args)
+        for node in others
+    ]
+    found = [(nodes[own], function(*args))]
+    return found + list(zip((nodes[node] for node in others), ray.get(asked, timeout=timeout_s), strict=True))
 
 
 def places(shape: JobShape, nodes: list[dict[str, float]]) -> int:

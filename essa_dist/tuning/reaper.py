@@ -14,11 +14,12 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
 from essa_dist.disk import write_whole
+from essa_dist.tuning.cluster import on_machines
 from essa_dist.tuning.worker import GRACE_S, TOKEN
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Reaper:
         """See what is there; kill what should not be."""
         now = time.monotonic()
         late = tuple(trial for trial, since in self.ended.items() if now - since > self.patience_s)
-        found = [Found(*one) for one in everywhere(self.token, late)]
+        found = everywhere(self.token, late)
         seen: dict[str, tuple[int, int]] = {}
         for one in found:
             host, gpu = seen.get(one.trial, (0, 0))
@@ -130,30 +131,11 @@ class Reaper:
                 log.debug("processes could not be counted: %s", error)
 
 
-def everywhere(token: str, kill: tuple[str, ...]) -> list[Any]:
-    """:func:`processes_of` of all machines of the cluster."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    own = ray.get_runtime_context().get_node_id()
-    found = list(processes_of(token, kill))
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-    ask = ray.remote(num_cpus=0)(processes_of)
-    asked = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(token, kill)
-        for node in others
-    ]
-    for answer in ray.get(asked, timeout=10) if asked else []:
-        found += answer
-    return list({one[1]: one for one in found}.values()) if _same_machine(others) else found
-
-
-def _same_machine(others: list[str]) -> bool:
-    """Whether machines of the cluster may be one and the same, as in tests: processes then count once."""
-    import ray
-
-    hosts = [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]
-    return bool(others) and len(set(hosts)) < len(hosts)
+def everywhere(token: str, kill: tuple[str, ...]) -> list[Found]:
+    """:func:`processes_of` of all machines of the cluster; each process once, also where machines are one, as in tests."""
+    answers = list(on_machines(processes_of, token, kill))
+    found = [(host, Found(*one)) for host, answer in answers for one in answer]
+    return list({(host, one.pid): one for host, one in found}.values())
 
 
 def write_freed(out: Path, freed: dict[str, dict[str, float]]) -> None:

@@ -1,8 +1,6 @@
 """``essa tune``: a sweep from its plan to its report."""
 
-import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -11,29 +9,27 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from essa_dist.disk import write_whole
 from essa_dist.errors import EssaError, Preempted, UsageError
-from essa_dist.packing.lock import lock
 from essa_dist.settings import to_yaml
 from essa_dist.tuning import estimate as cost
-from essa_dist.tuning.cluster import cluster, concurrent, machines
+from essa_dist.tuning.cluster import cluster, concurrent, machines, on_machines
 from essa_dist.tuning.config import TuneConfig
+from essa_dist.tuning.folder import check_shared, held
 from essa_dist.tuning.live import Live
 from essa_dist.tuning.reaper import Reaper, write_freed
-from essa_dist.tuning.record import ENDED, TRIALS, Sweep, Trial, read_trials
+from essa_dist.tuning.record import ENDED, Sweep, Trial, read_trials
 from essa_dist.tuning.report import summary, summary_text, write_report
 from essa_dist.tuning.runs import check_runs, preview, run_config, trials_of
 from essa_dist.tuning.space import setting_of
 
 log = logging.getLogger(__name__)
 
-SETTINGS, BEST, LOCK = "sweep.json", "best.yaml", ".lock"
-FREE = {"address", "concurrent", "cpus", "resume", "overwrite", "dry_run", "price", "tflops", "shared", "out"}
-"""Settings that a sweep may go on with others of."""
+BEST = "best.yaml"
 SHOWN = 12
 """Draws that a dry run prints."""
 
@@ -56,10 +52,9 @@ def tune(config: TuneConfig) -> dict[str, Any]:
             "learns": config.search.kind == "optuna",
         }
     out = Path(config.out)
-    with _held(config, out), cluster(config):
-        nodes = machines()
-        at_a_time = concurrent(config, nodes)
-        _check_shared(out, nodes)
+    with held(config, out), cluster(config):
+        at_a_time = concurrent(config, machines())
+        check_shared(out)
         found = cost.estimate(config, at_a_time)
         log.info(
             "%d trials, %d at a time; estimate: %.2f h, %.2f worker hours%s (at %.3g TFLOP/s a worker, which is assumed)",
@@ -76,78 +71,9 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         return _finish(config, out, found, time.monotonic() - begin)
 
 
-@contextmanager
-def _held(config: TuneConfig, out: Path) -> Iterator[None]:
-    """Hold the sweep's folder: new, emptied, or that of the same sweep. Raises UsageError."""
-    file = out / SETTINGS
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"out={out} is a file: name a folder")
-    held_before = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
-    if config.overwrite and not file.is_file() and held_before:
-        raise UsageError(f"overwrite=true would delete out={out}, which is no sweep: choose another out")
-    if file.is_file() and not (config.resume or config.overwrite):
-        raise UsageError(f"out={out} holds a sweep: go on with it by resume=true, or choose another out")
-    if not file.is_file() and held_before:
-        raise UsageError(f"out={out} is not empty, and no sweep: choose another out")
-    held = lock(out / LOCK, f"another sweep runs in out={out}: wait for it, or choose another out")
-    try:
-        now = settings_of(config)
-        if config.resume and file.is_file():
-            _check_same(json.loads(file.read_text()), now, out)
-        elif config.overwrite:
-            for path in out.iterdir():
-                if path.name != LOCK:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_whole(file, json.dumps(now, indent=1) + "\n")
-        yield
-    except UsageError:
-        if not (out / TRIALS).exists():  # refused before it began: it can be begun with other settings
-            file.unlink(missing_ok=True)
-        raise
-    finally:
-        held.close()
-
-
 def varied(config: TuneConfig) -> tuple[str, ...]:
     """The settings that the space gives, each once."""
     return tuple(dict.fromkeys(setting_of(name) for name in config.space))
-
-
-def settings_of(config: TuneConfig) -> dict[str, Any]:
-    """What a sweep must keep to go on: its own settings, and those of the run it varies."""
-    own = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE}
-    return own | {"run": run_config(config, {}).model_dump(mode="json")}
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        what = "the base" if changed == ["run"] else ", ".join(name for name in changed if name != "run")
-        raise UsageError(
-            f"out={out} holds a sweep with another setting of {what}: go on with the same ones, or choose another out"
-        )
-
-
-def _check_shared(out: Path, nodes: list[Any]) -> None:
-    """UsageError where a machine of the cluster doesn't see the sweep's folder."""
-    if len(nodes) < 2:
-        return
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    mark = out / f".seen{uuid.uuid4().hex}"
-    mark.touch()
-    try:
-        look = ray.remote(num_cpus=0)(os.path.exists)
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                if not ray.get(look.options(scheduling_strategy=there).remote(str(mark.resolve()))):
-                    raise UsageError(
-                        f"out={out} is not seen from {node['NodeManagerHostname']}: name a folder that all machines share"
-                    )
-    finally:
-        mark.unlink()
 
 
 @contextmanager
@@ -156,7 +82,11 @@ def _shared_folder(config: TuneConfig) -> Iterator[str]:
         yield config.shared
         return
     with tempfile.TemporaryDirectory(prefix="essa_tune_", ignore_cleanup_errors=True) as folder:
-        yield folder
+        try:
+            yield folder
+        finally:  # other machines have made it for themselves
+            with suppress(Exception):  # of one that is gone by now
+                on_machines(shutil.rmtree, folder, True)
 
 
 def launcher_env(file: str) -> dict[str, str]:
