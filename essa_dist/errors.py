@@ -40,3 +40,17 @@ class Preempted(EssaError):
     """Stopped by a signal after a complete checkpoint was written; ``resume=true`` goes on from there."""
 
     exit_code = 75
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "memoryerror",
+)
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether these are the words of an error for want of memory, of a device or of the host: torch's, Python's or the system's."""
+    return any(words in text.lower() for words in _OUT_OF_MEMORY)

@@ -3,7 +3,7 @@
 import errno
 from typing import NamedTuple
 
-from essa_dist.errors import EssaError
+from essa_dist.errors import EssaError, is_out_of_memory
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 
@@ -20,7 +20,6 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n) or use fewer workers",
     errno.EIO: "check the disk or the network file system",
 }
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 _SMALLER = "use a smaller batch_size, fewer or smaller crops, or fewer data workers"
 
 
@@ -55,7 +54,7 @@ def _out_of_memory(error: BaseException) -> str | None:
     if (
         on_device
         or isinstance(error, MemoryError)
-        or (isinstance(error, (RuntimeError, OSError)) and any(words in text for words in _OUT_OF_MEMORY))
+        or (isinstance(error, (RuntimeError, OSError)) and is_out_of_memory(text))
     ):
         return f"out of memory; {_SMALLER} ({text or type(error).__name__})"
     return None

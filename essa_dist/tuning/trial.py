@@ -8,7 +8,6 @@ Nothing here imports torch: each trial has a process of this, which would start 
 
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -22,10 +21,11 @@ from essa_dist import runfolder
 from essa_dist.disk import write_whole
 from essa_dist.tuning.config import PBT, TuneConfig
 from essa_dist.tuning.generation import Pointer, begin_from, pin
-from essa_dist.tuning.record import MEMORY, TIME, Objective, Trial, read_trial, write_trial
+from essa_dist.tuning.looks import best_look, looks_of, metrics_of, number, progress
+from essa_dist.tuning.record import MEMORY, TIME, Trial, read_trial, write_trial
 from essa_dist.tuning.schedule import PROGRESS, drawn
 from essa_dist.tuning.space import Draw, words
-from essa_dist.tuning.worker import GRACE_S, SAVE, STOP, VERDICT, RankJob, free_lost, run_rank, verdict
+from essa_dist.tuning.worker import GRACE_S, SAVE, STOP, VERDICT, RankJob, free_lost, verdict
 
 LOOK_S = 0.5
 """How often the run's metrics are read."""
@@ -102,7 +102,7 @@ class TrialJob(tune.Trainable):
         assert self.job is not None
         while True:
             alive = self.job.is_alive()  # asked before the rows: what it wrote last is read
-            for row in self._rows():
+            for row in looks_of(self._metrics(), self.goals):
                 if int(row["step"]) > self.told:
                     heard = self._heard(row)
                     if self.percent < 100:  # the last look comes with the end: nothing is to be decided by it
@@ -154,6 +154,9 @@ class TrialJob(tune.Trainable):
         folder: Path = self.folder / f"run{len(self.trial.parents) or ''}"
         return folder
 
+    def _metrics(self) -> Path:
+        return self._run() / runfolder.METRICS
+
     def _give_up_again(self) -> None:
         """Ray tries whatever failed once more; what would fail again needs resume=true, and so a word from the user."""
         found = verdict(self.folder)
@@ -191,25 +194,12 @@ class TrialJob(tune.Trainable):
         return run_yaml(self.shared.config, self.trial.params, str(self._run()))
 
     def _fit(self, job: RankJob) -> None:
+        from essa_dist.tuning.placing import fit  # imports torch
+
         try:
             fit(job, self.shared.config)
         except Exception as error:
             self.error = error
-
-    def _rows(self) -> list[dict[str, Any]]:
-        """The run's looks so far: rows of metrics.jsonl that have the first objective."""
-        found, last = [], dict[str, Any]()
-        file = self._run() / runfolder.METRICS
-        lines = file.read_text().splitlines() if file.is_file() else []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:  # it is being written
-                break
-            last |= {goal.name: row[goal.name] for goal in self.goals if goal.name in row}
-            if self.goals[0].name in row and row["step"] > 0:
-                found.append(row | last)
-        return found
 
     def _heard(self, row: dict[str, Any]) -> dict[str, Any]:
         t, self.told = self.trial, int(row["step"])
@@ -241,16 +231,11 @@ class TrialJob(tune.Trainable):
             self._write("failed", found["reason"])
             raise RuntimeError(found["reason"])
         if not found and not self.trial.curve:
-            reason = f"the run has no {self.goals[0].name} in its metrics; it has {', '.join(self._names())}"
+            reason = f"the run has no {self.goals[0].name} in its metrics; it has {', '.join(metrics_of(self._metrics()))}"
             self._write("failed", reason)
             raise RuntimeError(reason)
         self._write(found.get("status", "done"), found.get("reason", ""))
         return self._result() | {"done": True}
-
-    def _names(self) -> list[str]:
-        file = self._run() / runfolder.METRICS
-        rows = map(json.loads, file.read_text().splitlines()) if file.is_file() else ()
-        return sorted({name for row in rows for name in row})
 
     def _result(self, look: dict[str, float] | None = None) -> dict[str, Any]:
         """What Ray decides by, of one look or the last; nothing is better than a run that has diverged."""
@@ -264,55 +249,6 @@ class TrialJob(tune.Trainable):
         self.trial.status, self.trial.reason = status, reason
         self.trial.seconds = round(self.before_s + time.monotonic() - self.begun, 1)
         write_trial(self.folder, self.trial)
-
-
-def fit(job: RankJob, config: TuneConfig) -> None:
-    """Run the ranks of a trial to their end. Raises what Ray Train raises when it has tried often enough."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from essa_dist.tuning.placing import LaunchedConfig
-
-    shape = config.job
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(shape.patience_s)
-    trainer = TorchTrainer(
-        run_rank,
-        train_loop_config=dict(job),
-        torch_config=LaunchedConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=shape.workers,
-            use_gpu=shape.gpus > 0,
-            resources_per_worker={"CPU": shape.cpus} | ({"GPU": shape.gpus} if shape.gpus else {}),
-        ),
-        run_config=RunConfig(
-            name=Path(job["folder"]).name,
-            storage_path=str(Path(config.out).resolve() / "ray_train"),
-            failure_config=FailureConfig(max_failures=shape.retries, controller_failure_limit=1),
-        ),
-    )
-    trainer.fit()
-
-
-def number(of_row: float | None) -> float:
-    """A metric as a number: null, as one that is not finite was written, is NaN."""
-    return math.nan if of_row is None else float(of_row)
-
-
-def progress(row: dict[str, Any], duration: Any) -> float:
-    """How much of its run a row of metrics.jsonl has behind it, in percent; ``duration`` in steps, or as ``10ep``."""
-    if isinstance(duration, int):
-        return 100 * float(row["step"]) / duration
-    return 100 * float(row["epoch"]) / float(duration.removesuffix("ep"))
-
-
-def best_look(curve: list[dict[str, float]], goal: Objective) -> dict[str, float]:
-    """The look with the best first objective; empty: there is none."""
-    best: dict[str, float] = {}
-    for look in curve:
-        value = look.get(goal.name, math.nan)
-        if not math.isnan(value) and (not best or goal.better(value, best[goal.name])):
-            best = {name: number for name, number in look.items() if name != "seconds"}
-    return best
 
 
 def short(error: BaseException) -> str:

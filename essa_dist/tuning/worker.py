@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 import psutil
 
 from essa_dist.disk import write_whole
-from essa_dist.errors import EssaError
+from essa_dist.errors import EssaError, is_out_of_memory
 
 STOP, VERDICT = "stop", "verdict.json"
 SAVE = "save"
@@ -139,7 +139,7 @@ class Rank:
         if code == 0:
             return None
         said = self._said()
-        if _is_out_of_memory(said) or (code == -signal.SIGKILL and kills() > self.kills):
+        if is_out_of_memory(said) or (code == -signal.SIGKILL and kills() > self.kills):
             return self._end("out_of_memory", said or "the kernel killed a rank for want of host memory")
         if code < 0 or code == 75 or _is_lost_peer(said):
             by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -215,14 +215,6 @@ def kills() -> int:
             named = dict(line.split() for line in file.read_text().splitlines())
             count += int(named.get("oom_kill", 0))
     return count
-
-
-def _is_out_of_memory(said: str) -> bool:
-    text = said.lower()
-    return any(
-        words in text
-        for words in ("out of memory", "can't allocate memory", "not enough memory", "memoryerror")
-    )
 
 
 def _is_lost_peer(said: str) -> bool:

@@ -14,10 +14,11 @@ from essa_dist import runfolder
 from essa_dist.settings import load
 from essa_dist.tuning.config import TuneConfig
 from essa_dist.tuning.generation import pin
+from essa_dist.tuning.looks import looks_of, progress
 from essa_dist.tuning.record import Trial, read_trial, write_trial
 from essa_dist.tuning.schedule import PROGRESS
 from essa_dist.tuning.search import NUMBER
-from essa_dist.tuning.trial import Shared, TrialJob, progress
+from essa_dist.tuning.trial import Shared, TrialJob
 from tests.tuning.driving import settings
 
 pytest.importorskip("ray")
@@ -45,7 +46,7 @@ def test_each_look_is_told_as_it_was_also_once_more_after_a_process_was_lost(tmp
     rows = [{"step": step, "canary_knn": step / 10} for step in (2, 4, 6)]
     first = made(tmp_path, 1e-3)
     looks(first, rows)
-    told = [first._heard(row) for row in first._rows()]
+    told = [first._heard(row) for row in looks_of(first._metrics(), first.goals)]
     assert [(one["step"], one["canary_knn"], one[PROGRESS]) for one in told] == [
         (2, 0.2, 25),
         (4, 0.4, 50),
@@ -54,14 +55,18 @@ def test_each_look_is_told_as_it_was_also_once_more_after_a_process_was_lost(tmp
     curve = first.trial.curve
     again = made(tmp_path, 1e-3)
     again.before_s += 1000
-    assert [again._heard(row)["canary_knn"] for row in again._rows()] == [0.2, 0.4, 0.6]
+    assert [again._heard(row)["canary_knn"] for row in looks_of(again._metrics(), again.goals)] == [
+        0.2,
+        0.4,
+        0.6,
+    ]
     assert again.trial.curve == curve
 
 
 def test_a_number_that_is_not_finite_is_told_as_one_and_is_never_the_best(tmp_path: Path) -> None:
     job = made(tmp_path, 1e-3)
     looks(job, [{"step": 2, "canary_knn": 0.5}, {"step": 3, "loss": 1.0}, {"step": 4, "canary_knn": None}])
-    told = [job._heard(row) for row in job._rows()]
+    told = [job._heard(row) for row in looks_of(job._metrics(), job.goals)]
     assert [one["step"] for one in told] == [2, 4]
     assert math.isnan(told[1]["canary_knn"])
     known = read_trial(job.folder)
