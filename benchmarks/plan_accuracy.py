@@ -61,10 +61,19 @@ def compare(words: list[str], packed: Path, folder: Path, device: str, name: str
     }
 
 
-def main() -> None:
-    from essa_dist.bench.machine import machine
-    from essa_dist.bench.synthetic import synthetic_set
+def gpu_name() -> str:
+    """Of this machine's GPU in the planner's table. SystemExit where it lacks it."""
+    import torch
 
+    from essa_dist.planning.devices import known_as, read_table
+
+    name = known_as(torch.cuda.get_device_name(), read_table())
+    if name is None:
+        raise SystemExit(f"the table has no {torch.cuda.get_device_name()}: say --name, as h100")
+    return name
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,32 +81,41 @@ def main() -> None:
     parser.add_argument("--adapters", nargs="+", default=["apla", "lora", "full"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--checkpointing", nargs="+", default=["false", "true"])
+    parser.add_argument("--fast", nargs="+", default=["true"], help="engine.fast")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--name", default="", help="of the device in the table; default: cpu, or h100")
     parser.add_argument("--set", nargs="*", default=[], help="further key=value of the run")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
     import torch
 
+    from essa_dist.bench.machine import machine
+    from essa_dist.bench.synthetic import synthetic_set
+
+    args = parser().parse_args()
     result: dict[str, Any] = {
         "benchmark": "plan_accuracy",
         "machine": machine(torch.device(args.device)),
         "rows": [],
     }
-    choices = product(args.models, args.precisions, args.checkpointing, args.adapters)
+    choices = product(args.models, args.precisions, args.checkpointing, args.fast, args.adapters)
     with tempfile.TemporaryDirectory() as folder:
         packed = synthetic_set("jpeg8", Path(folder), images=max(16, args.batch), size=256).folder
-        for model, precision, checkpointing, adapter in choices:
+        for model, precision, checkpointing, fast, adapter in choices:
             words = [
                 f"backbone.name={model}",
                 "backbone.weights=random",
                 f"adapter={adapter}",
                 f"precision={precision}",
+                f"engine.fast={fast}",
             ]
             words += [f"backbone.checkpoint_activations={checkpointing}", f"batch_size={args.batch}"]
             words += ["data.crops.local_size=96"] if "14" not in model else []
-            name = args.name or ("cpu" if args.device == "cpu" else "h100")
+            name = args.name or ("cpu" if args.device == "cpu" else gpu_name())
             row = compare([*words, *args.set], packed, Path(folder), args.device, name)
             result["rows"].append(row)
             print(json.dumps(row), flush=True)

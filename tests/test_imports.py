@@ -21,6 +21,7 @@ LAYERS = [
         "runfolder",
         "disk",
         "parent",
+        "kernels",
         "_torchvision",
         "distributed.collectives",
     },

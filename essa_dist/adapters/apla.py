@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from essa_dist.adapters.targets import Target, find_targets, layer_seed
+from essa_dist.backbones.quantised import QuantisedLinear
 from essa_dist.backbones.vit import Backbone
 from essa_dist.errors import UsageError
 from essa_dist.settings import Config
@@ -42,6 +43,10 @@ class APLALinear(nn.Module):
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach()[self.rows])
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.base, QuantisedLinear):  # composed, its product would not be the packed weight's
+            tuned = F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+            output: Tensor = self.base(x).index_copy(-1, self.rows, tuned)
+            return output
         # One product with the composed weight, not two: so the result is that of the plain layer, bit for bit.
         base_bias = self.base.bias
         weight_DC = self.base.weight.index_copy(0, self.rows, self.weight.to(self.base.weight.dtype))

@@ -82,7 +82,9 @@ class Branches:
                 stored = module._parameters[name + suffix]
                 assert stored is not None
                 value = stored.to(self.compute_dtype)
-                if not suffix and (self.gradients is not None or prefix + name in self.held):
+                # The name is read where there is something to look up only: a compiled block would be compiled for each name.
+                held = self.held and prefix + name in self.held
+                if not suffix and (self.gradients is not None or held):
                     value = self._hook_gradient(prefix + name, value)
                 # An attribute found before the parameter of its name, which stays where wrappers look for it. It is
                 # a cast of the parameter, through which the gradient flows back.
@@ -139,8 +141,7 @@ class Branches:
             return
         teachers = [local(teacher) for teacher in self.teachers.values()]
         students = [local(student) for student in self.students.values()]
-        torch._foreach_mul_(teachers, momentum)
-        torch._foreach_add_(teachers, students, alpha=1 - momentum)
+        torch._foreach_lerp_(teachers, students, 1 - momentum)  # one pass: 0.7 of multiplying and adding
 
     @torch.no_grad()
     def reset_teacher(self) -> None:

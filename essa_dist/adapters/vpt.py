@@ -34,6 +34,8 @@ class VPTConfig(Config):
 class Prompts(nn.Module):
     """P tokens that stand behind the first T of a sequence while it passes through one block or several."""
 
+    sequence_wise: ClassVar[bool] = True  # not for sequences that hold several images
+
     def __init__(self, tokens_1PC: Tensor, *, behind: int, dropout: float) -> None:
         super().__init__()
         self.tokens = nn.Parameter(tokens_1PC)

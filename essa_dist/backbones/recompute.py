@@ -1,15 +1,20 @@
-"""Activation checkpointing: a block keeps its input only, and is computed again in the backward pass.
+"""Activation checkpointing: a block, or its MLP, keeps its input only, and is computed again in the backward pass.
 
 It takes place inside the block's call, in its ``forward``: hooks on the block run once, around it. FSDP2 and ZeRO-3
 gather the block's tensors in such hooks, and gather them anew before its backward pass, where it is computed again.
 Modules inside are entered again, with their hooks, so adapters and branches do then what they did the first time.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from essa_dist.errors import UsageError
+
+Recompute = Literal["none", "mlp", "blocks"] | int
 
 
 class Recomputed:
@@ -57,7 +62,57 @@ class _End(torch.autograd.Function):
         return grads[0]
 
 
-def recompute_blocks(vit: Any) -> None:
-    """Compute every block of ``vit`` again in the backward pass; drop path draws the same numbers both times."""
-    for block in vit.blocks:
+class RecomputedMlp:
+    """Takes the place of ``mlp.forward``: up to its last layer, which, frozen, keeps nothing, it is computed again.
+
+    So the cost is one product with ``fc1``, and what is kept is the MLP's input, one token width in place of four.
+    """
+
+    def __init__(self, mlp: nn.Module) -> None:
+        self.mlp = mlp
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mlp: Any = self.mlp
+        if not torch.is_grad_enabled():
+            return type(mlp).forward(mlp, x)  # type: ignore[no-any-return]
+        hidden = checkpoint(self._inside, x, use_reentrant=False)
+        output: Tensor = mlp.drop2(mlp.fc2(hidden))
+        return output
+
+    def _inside(self, x: Tensor) -> Tensor:
+        own = vars(self.mlp)
+        own |= {"fc2": _same, "drop2": _same}  # found before the modules of these names
+        try:
+            return _End.apply(type(self.mlp).forward(self.mlp, x))  # type: ignore[no-any-return, no-untyped-call]
+        finally:
+            del own["fc2"], own["drop2"]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def recompute(vit: Any, what: Recompute) -> None:
+    """Compute every block of ``vit`` again in the backward pass, every so many-th, their MLPs, or nothing.
+
+    Raises UsageError for MLPs of a ViT whose blocks have others than timm's usual ones.
+    """
+    if what == "mlp":
+        mlps: list[Any] = [module for module in vit.modules() if isinstance(module, Mlp | GluMlp | SwiGLU)]
+        if not mlps:
+            raise UsageError(
+                "engine.recompute=mlp: this backbone has no MLP of timm's usual kinds; use blocks"
+            )
+        for mlp in mlps:
+            mlp.forward = RecomputedMlp(mlp)
+    elif what != "none":
+        recompute_blocks(vit, every=1 if what == "blocks" else what)
+
+
+def recompute_blocks(vit: Any, *, every: int = 1) -> None:
+    """Compute every block of ``vit`` again in the backward pass; drop path draws the same numbers both times.
+
+    With ``every`` > 1 only block ``every - 1``, ``2 * every - 1`` ...; the first blocks keep least anyway.
+    """
+    for block in vit.blocks[every - 1 :: every]:
         block.forward = Recomputed(block)

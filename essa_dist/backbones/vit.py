@@ -4,13 +4,16 @@ Shapes: B images, N patches, C features.
 """
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from essa_dist.backbones.attention import choose_attention
 from essa_dist.backbones.channels import adapt_statistics
 from essa_dist.backbones.formats.report import LoadReport
+from essa_dist.backbones.packed import Group, drawing_from, draws_for_tokens
 from essa_dist.backbones.position import DINOv2PositionEmbedding
 from essa_dist.errors import UsageError
 
@@ -39,6 +42,8 @@ class Backbone(nn.Module):
     """Settings of the adapter whose modules are in it; None: a plain timm module tree."""
     adapter_seed: int = 0
     """The seed that adapter was injected with."""
+    packs: Literal["auto"] | bool = False
+    """Whether groups of images go through together; auto: on CUDA. Set where ``vit`` was made ready for it."""
 
     def __init__(
         self,
@@ -61,11 +66,11 @@ class Backbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(mean or shipped[0])
         self.std: tuple[float, ...] = tuple(std or shipped[1])
         self.mask_token = nn.Parameter(torch.zeros(1, self.embed_dim))  # zero as in DINOv2's initialisation
-        self._masks: Tensor | None = None
+        self._masks: Iterator[Tensor | None] = iter(())  # of the calls of the patch embedding to come
         vit.patch_embed.register_forward_hook(self._mask_patches)
         for block in self.vit.blocks:
             if hasattr(block.attn, "fused_attn"):
-                block.attn.register_forward_pre_hook(_choose_attention)
+                block.attn.register_forward_pre_hook(choose_attention)
             if getattr(block.attn, "q_bias", None) is not None:
                 # timm would read qkv.weight without calling qkv: whatever an adapter did to qkv went unseen.
                 block.attn.qkv_bias_separate = True
@@ -82,23 +87,54 @@ class Backbone(nn.Module):
         return copy.deepcopy(self, {id(p): p for p in self.parameters()})
 
     def _mask_patches(self, module: nn.Module, args: Any, patches: Tensor) -> Tensor:
-        if self._masks is None:
+        masks = next(self._masks, None)
+        if masks is None:
             return patches
-        masks = self._masks.reshape(*patches.shape[:-1], 1)  # patches are [B, H, W, C] at dynamic size
+        masks = masks.reshape(*patches.shape[:-1], 1)  # patches are [B, H, W, C] at dynamic size
         return torch.where(masks, self.mask_token.to(patches.dtype), patches)
 
-    def forward(self, images: Tensor, masks: Tensor | None = None) -> Features:
-        """``images`` [B, 3, H, W], normalised, sides a multiple of ``patch_size``; ``masks`` bool [B, N]."""
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, *, groups: tuple[Group, ...] = ()
+    ) -> Features | list[Features]:
+        """``images`` [B, 3, H, W], normalised, sides a multiple of ``patch_size``; ``masks`` bool [B, N].
+
+        With ``groups``, of which ``images`` are the first one's, it gives the features of each, from one pass.
+        """
+        for group in groups or (Group(images),):
+            self._check_size(group.images)
+        self._masks = iter([group.masks for group in groups] or [masks])
+        try:
+            tokens = self.vit(groups or images)
+        finally:
+            self._masks = iter(())
+        return [self._features(part) for part in tokens] if groups else self._features(tokens)
+
+    def each(self, *groups: Group) -> list[Features]:
+        """The features of each group: from one pass for all where ``packs`` says so, else from one pass for each.
+
+        By calls of this module, so that hooks on it run. Which of the two it was can be told by rounding only; where
+        dropout inside the blocks draws numbers for each token, by those numbers. Then a group with a seed, which has to
+        draw what it would alone, keeps all of them apart.
+        """
+        packs = groups[0].images.is_cuda if self.packs == "auto" else self.packs
+        alone = len(groups) == 1 or (any(g.seed is not None for g in groups) and draws_for_tokens(self.vit))
+        if packs and not alone:
+            together: list[Features] = self(groups[0].images, groups=groups)
+            return together
+        found = []
+        for images, masks, seed in groups:
+            with drawing_from(seed, images.device):
+                found.append(self(images, masks))
+        return found
+
+    def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise UsageError(
                 f"image size {height}x{width} is not a multiple of the patch size {self.patch_size} of {self.name}"
             )
-        self._masks = masks
-        try:
-            tokens = self.vit(images)
-        finally:
-            self._masks = None
+
+    def _features(self, tokens: Tensor) -> Features:
         return Features(tokens[:, 0], tokens[:, self.num_prefix_tokens :])
 
 
@@ -107,10 +143,3 @@ def shipped_statistics(vit: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     shipped = vit.pretrained_cfg
     mean, std = shipped.get("mean", (0.485, 0.456, 0.406)), shipped.get("std", (0.229, 0.224, 0.225))
     return tuple(mean), tuple(std)
-
-
-def _choose_attention(attention: Any, args: tuple[Tensor, ...]) -> None:
-    # On a CPU the backward of bf16 scaled_dot_product_attention is slow: with it a training step of ViT-Ti
-    # took about twice as long (2 cores, AMX). Elsewhere, and without gradients, it is the fast one. Decided at
-    # every call, so that a block recomputed in the backward pass makes the choice of its first time.
-    attention.fused_attn = args[0].device.type != "cpu" or not torch.is_grad_enabled()

@@ -41,7 +41,7 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
         return evaluation(result)
     if verb == "evaluate suite":
         return suite(result)
-    if verb == "bench data":
+    if verb.startswith("bench "):
         return "".join(f"{line}\n" for line in result["table"])
     if verb == "doctor" and "ranks" in result:
         from essa_dist.doctor.world.page import world_page
@@ -59,6 +59,10 @@ def to_text(verb: str, result: Mapping[str, Any]) -> str:
         from essa_dist.cli.reproduced import reproduced
 
         return reproduced(result)
+    if verb == "scale":
+        from essa_dist.cli.scaled import scaled
+
+        return scaled(result)
     if verb == "tune":
         from essa_dist.cli.tuned import tuned
 

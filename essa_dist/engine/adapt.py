@@ -74,7 +74,7 @@ class Adaptation(Job[RunConfig]):
         shared = share_trunk(config.shared_trunk, backbone, trunk.sha256, dtype, accelerator.device)
         adapter = inject_adapter(backbone, config.adapter, seed=config.seed)
         objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
-        make_ready(objective, config.engine, dtype)
+        make_ready(objective, config.engine, dtype, accelerator.device)
         objective.to(accelerator.device).train()
         loader = build_loader(images, config, accelerator, patch_size=backbone.patch_size)
         if not restored:

@@ -90,6 +90,11 @@ class JobConfig(Config):
             )
         if self.resume and self.overwrite:
             raise ValueError("resume=true and overwrite=true contradict each other: choose one")
+        if self.shared_trunk and self.engine.trunk_kept != "precision":
+            raise ValueError(
+                f"shared_trunk shares the trunk as it was read, and engine.trunk={self.engine.trunk} packs it anew in each "
+                "process: choose one"
+            )
         if self.shared_trunk and self.shard_frozen:
             raise ValueError(
                 "shard_frozen=true spreads frozen weights over ranks, and shared_trunk keeps them once a machine: choose one"

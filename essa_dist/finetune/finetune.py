@@ -80,7 +80,7 @@ class Finetuning(Job[FinetuneConfig]):
         objective = Supervised(
             backbone, make_head(backbone, self.task, config), self.task, compute_dtype=dtype
         )
-        make_ready(objective, config.engine, dtype)
+        make_ready(objective, config.engine, dtype, accelerator.device)
         objective.to(accelerator.device).train()
         loader = LabelledLoader(
             train.images,

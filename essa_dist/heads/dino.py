@@ -5,7 +5,7 @@ so it is always trained from scratch. Shapes: N rows, C trunk width, D bottlenec
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,13 @@ class HeadConfig(Config):
     """Standardise the head's input with the mean and deviation of the frozen features of this many images; 0: off."""
 
 
+class Apart(NamedTuple):
+    """Logits ``rows @ weight.T`` that nobody has computed yet."""
+
+    rows: Tensor  # [N, D]
+    weight: Tensor  # [K, D]
+
+
 class WeightNormLinear(nn.Module):
     """``x @ (g v / ||v||).T`` without bias; ``weight_g`` [K, 1] starts at 1, names as in torch's weight_norm."""
 
@@ -40,12 +47,13 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
         self.weight_g = nn.Parameter(torch.ones(out_features, 1))
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return F.linear(x_ND, torch._weight_norm(self.weight_v, self.weight_g, 0))
+    def forward(self, x_ND: Tensor, *, apart: bool = False) -> Tensor | Apart:
+        weight_KD = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return Apart(x_ND, weight_KD) if apart else F.linear(x_ND, weight_KD)
 
 
 class DINOHead(nn.Module):
-    """[N, C] trunk features to [N, K] logits."""
+    """[N, C] trunk features to [N, K] logits, or to what they are the product of."""
 
     input_mean: Tensor  # [C], 0 unless standardised
     input_std: Tensor  # [C], 1 unless standardised
@@ -82,9 +90,9 @@ class DINOHead(nn.Module):
         self.input_mean.copy_(mean_C)
         self.input_std.copy_(std_C.clamp_min(1e-3 * std_C.mean()))
 
-    def forward(self, x_NC: Tensor) -> Tensor:
+    def forward(self, x_NC: Tensor, *, apart: bool = False) -> Tensor | Apart:
         x_NC = (x_NC - self.input_mean.to(x_NC.dtype)) / self.input_std.to(x_NC.dtype)
         z_ND = self.mlp(x_NC)
         eps = 1e-6 if z_ND.dtype == torch.float16 else 1e-12
-        logits_NK: Tensor = self.last_layer(F.normalize(z_ND, dim=-1, eps=eps))
-        return logits_NK
+        logits: Tensor | Apart = self.last_layer(F.normalize(z_ND, dim=-1, eps=eps), apart=apart)
+        return logits

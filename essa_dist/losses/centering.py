@@ -14,6 +14,9 @@ CENTER_MOMENTUM = 0.9
 ITERATIONS = 3
 """Of Sinkhorn-Knopp, as in SwAV and DINOv2."""
 
+AllLogits = Callable[[], Iterable[Tensor]]
+"""Gives the logits of this process in pieces [N, K], as often as it is called."""
+
 
 class SoftmaxCentering(nn.Module):
     """``softmax((logits - center) / temp)`` with a running mean of the logits as centre. Source: DINO.
@@ -36,9 +39,17 @@ class SoftmaxCentering(nn.Module):
     def forward(self, logits_NK: Tensor, *, temp: float, columns_K: Tensor | None = None) -> Tensor:
         """Targets [N, K] from the centre as it is; the logits wait for ``settle``."""
         logits_NK = logits_NK.float()
-        seen = torch.cat([logits_NK.sum(dim=0), self.center.new_full((1,), len(logits_NK))])
-        self._seen = seen if self._seen is None else self._seen + seen
+        self.see(logits_NK.sum(dim=0), len(logits_NK))
         return torch.softmax((logits_NK - self.center) / temp, dim=-1)
+
+    def see(self, total_K: Tensor, n_rows: int) -> None:
+        """Remember the sum of the logits of these rows for ``settle``."""
+        seen = torch.cat([total_K, self.center.new_full((1,), n_rows)])
+        self._seen = seen if self._seen is None else self._seen + seen
+
+    def bias(self, all_logits: AllLogits, *, temp: float, columns_K: Tensor | None = None) -> Tensor:
+        """[K] with which the targets are ``softmax(logits / temp + bias)``."""
+        return -self.center / temp
 
     @torch.no_grad()
     def settle(self, *, applied: bool) -> None:
@@ -68,6 +79,12 @@ class SinkhornKnopp(nn.Module):
             return sinkhorn_knopp(logits_NK, temp=temp)
         return balanced(logits_NK, columns_K, temp=temp)
 
+    see = None  # it need not
+
+    def bias(self, all_logits: AllLogits, *, temp: float, columns_K: Tensor | None = None) -> Tensor:
+        """[K] with which the targets are ``softmax(logits / temp + bias)``; ``columns_K`` as in ``forward``."""
+        return -(column_sums(all_logits, temp=temp) if columns_K is None else columns_K)
+
     def settle(self, *, applied: bool) -> None:
         pass
 
@@ -89,9 +106,7 @@ def balanced(logits_NK: Tensor, columns_K: Tensor, *, temp: float) -> Tensor:
 
 
 @torch.no_grad()
-def column_sums(
-    all_logits: Callable[[], Iterable[Tensor]], *, temp: float, iterations: int = ITERATIONS
-) -> Tensor:
+def column_sums(all_logits: AllLogits, *, temp: float, iterations: int = ITERATIONS) -> Tensor:
     """What Sinkhorn-Knopp divides the columns of ``exp(logits / temp)`` by in the end, as logarithms [K].
 
     Its state is one number per column: those of the rows follow from it. So ``all_logits`` is asked once in each

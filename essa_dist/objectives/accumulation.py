@@ -14,8 +14,7 @@ KoLeo looks for neighbours among all images. For them a survey precedes the micr
 Shapes: B images of a micro-batch, M its masked patches, C trunk width, K prototypes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,14 +109,3 @@ def prepare(
     with torch.no_grad():
         known: list[Known] = model(Survey(parts, teacher_temp))
     return list(zip(parts, known, strict=True))
-
-
-@contextmanager
-def drawing_from(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Inside, random numbers follow from ``seed``, and the global state stays as it was; None: as ever."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

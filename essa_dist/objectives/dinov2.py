@@ -12,13 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from essa_dist.adapters.branches import Branches
+from essa_dist.backbones.packed import Group
 from essa_dist.backbones.vit import Backbone, Features
 from essa_dist.data.batch import Batch
 from essa_dist.heads import DINOHead, HeadConfig
 from essa_dist.losses.centering import CENTERINGS, column_sums
 from essa_dist.losses.cross_entropy import dino_loss, ibot_loss
 from essa_dist.losses.koleo import koleo_loss
-from essa_dist.objectives.accumulation import Known, TeacherRows, drawing_from, prepare
+from essa_dist.objectives.accumulation import Known, TeacherRows, prepare
+from essa_dist.objectives.cross_entropies import Targets, cross_entropies, target_columns, teacher_targets
 from essa_dist.objectives.diagnostics import prototype_entropy, rankme, row_entropy
 from essa_dist.objectives.interface import Objective, StepValues
 from essa_dist.settings import Config
@@ -47,6 +49,8 @@ class DINOv2Objective(Objective):
     """One module with both branches of trunk and heads; build through ``engine.build``."""
 
     units: ClassVar[frozenset[str]] = frozenset({DINOHead.__name__})
+    sliced: bool = False
+    """Whether cross-entropies are computed as in :mod:`.cross_entropies`: never all logits at a time."""
 
     def __init__(self, backbone: Backbone, config: DINOv2Config, *, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -98,18 +102,19 @@ class DINOv2Objective(Objective):
         """
         with self.branches.teacher():
             teacher = (known and known.teacher) or self.teacher_rows(batch)
-            dino_targets, ibot_targets = self._targets(teacher, teacher_temp, known)
+            make = teacher_targets if self.sliced else DINOv2Objective._targets
+            targets = make(self, teacher, teacher_temp, known)
 
         student, local = self.student_crops(batch, seed=known.seed if known else None)
-        losses = self._dino(student, local, dino_targets.unflatten(0, (2, -1)))
-        if ibot_targets is not None:
-            losses["ibot"] = self._ibot(student, batch.masks.flatten(0, 1), ibot_targets)
+        compare = cross_entropies if self.sliced else DINOv2Objective._cross_entropies
+        losses, total = compare(self, student, local, batch.masks.flatten(0, 1), targets)
         if self.config.koleo_weight > 0:
             losses["koleo"] = self.config.koleo_weight * self._koleo(student, known)
-        losses["total"] = torch.stack(list(losses.values())).sum()
+            total = total + losses["koleo"]
+        losses["total"] = total
         if diagnose:
-            losses["teacher_entropy"] = row_entropy(dino_targets)
-            losses["prototype_entropy"] = prototype_entropy(dino_targets)
+            losses["teacher_entropy"] = row_entropy(targets.dino)
+            losses["prototype_entropy"] = prototype_entropy(targets.dino)
             losses["rankme"] = rankme(teacher.cls)
         return losses
 
@@ -126,39 +131,53 @@ class DINOv2Objective(Objective):
 
     def student_globals(self, batch: Batch, *, seed: int | None) -> Features:
         """The student on the global crops, with their masks; dropout as ``seed`` says, or by the global state."""
-        masks = batch.masks.flatten(0, 1) if self.config.ibot_weight > 0 else None
-        with drawing_from(seed, batch.global_crops.device):
-            features: Features = self.backbone(batch.global_crops.flatten(0, 1), masks)
-        return features
+        return self.backbone.each(self._globals(batch, seed))[0]
 
     def student_crops(self, batch: Batch, *, seed: int | None) -> tuple[Features, Features | None]:
         """The student on the global crops, as :meth:`student_globals`, and on the local ones, where there are any."""
-        student = self.student_globals(batch, seed=seed)
-        return student, self.backbone(batch.local_crops.flatten(0, 1)) if len(batch.local_crops) else None
+        if not len(batch.local_crops):
+            return self.student_globals(batch, seed=seed), None
+        student, local = self.backbone.each(
+            self._globals(batch, seed), Group(batch.local_crops.flatten(0, 1))
+        )
+        return student, local
+
+    def _globals(self, batch: Batch, seed: int | None) -> Group:
+        masks = batch.masks.flatten(0, 1) if self.config.ibot_weight > 0 else None
+        return Group(batch.global_crops.flatten(0, 1), masks, seed)
 
     def target_columns(self, rows: Sequence[TeacherRows], temp: float) -> tuple[Tensor, Tensor | None]:
         """Sinkhorn-Knopp's columns [K] over all ``rows``, of class tokens and of patches. Logits are made anew in each
         iteration: a head's pass costs little beside the trunk's, and K numbers for every row are much to keep.
         """
+        if self.sliced:
+            return target_columns(self, rows, temp)
         dino = column_sums(lambda: (self.dino_head(r.cls) for r in rows), temp=temp)
         if self.config.ibot_weight == 0:
             return dino, None
         return dino, column_sums(lambda: (self._patch_head(r.masked) for r in rows), temp=temp)
 
-    def _targets(
-        self, teacher: TeacherRows, temp: float, known: Known | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Distributions of the teacher: [2 * B, K] of class tokens and [M, K] of the patches the student misses."""
+    def _targets(self, teacher: TeacherRows, temp: float, known: Known | None) -> Targets:
+        """Distributions of the teacher, [M, K] of the patches the student misses."""
         dino_columns, ibot_columns = (known.dino_columns, known.ibot_columns) if known else (None, None)
         dino = self.dino_targets(self.dino_head(teacher.cls), temp=temp, columns_K=dino_columns)
         if teacher.masked is None:
-            return dino, None
+            return Targets(dino, None)
         logits_MK = self._patch_head(teacher.masked)
-        return dino, self.ibot_targets(logits_MK, temp=temp, columns_K=ibot_columns)
+        return Targets(dino, self.ibot_targets(logits_MK, temp=temp, columns_K=ibot_columns))
 
     def _patch_head(self, patches_MC: Tensor | None) -> Tensor:
         logits: Tensor = (self.ibot_head or self.dino_head)(patches_MC)
         return logits
+
+    def _cross_entropies(
+        self, student: Features, local: Features | None, masks: Tensor, targets: Targets
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms by name, and their sum."""
+        losses = self._dino(student, local, targets.dino.unflatten(0, (2, -1)))
+        if isinstance(targets.ibot, Tensor):
+            losses["ibot"] = self._ibot(student, masks, targets.ibot)
+        return losses, torch.stack(list(losses.values())).sum()
 
     def _dino(self, student: Features, local: Features | None, targets_2BK: Tensor) -> dict[str, Tensor]:
         """Mean over the 2 + 2 L pairs of different crops, reported as its global and its local part."""

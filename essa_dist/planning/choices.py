@@ -64,16 +64,24 @@ class Choices:
 
     def __init__(self, run: RunConfig, network: Interconnect, *, per_machine: int) -> None:
         self.run, self.network, self.per_machine = run, network, per_machine
-        self._seen: dict[bool, Seen] = {}
+        self._seen: dict[tuple[bool, bool], Seen] = {}
 
     spread = LAYOUTS[1:]
 
+    def with_batch(self, batch_size: int) -> "Choices":
+        """The same run with another batch; what was seen of a step holds for it too."""
+        run = self.run.model_copy(update={"batch_size": batch_size})
+        other = Choices(run, self.network, per_machine=self.per_machine)
+        other._seen = self._seen
+        return other
+
     def seen(self, case: Case) -> Seen:
-        """A step, as the attention of this device makes it."""
+        """A step, as this device makes it."""
         gpu = case.name != CPU
-        if gpu not in self._seen:
-            self._seen[gpu] = see_step(self.run, gpu=gpu)
-        return self._seen[gpu]
+        fp8 = "fp8" in case.device.tflops and self.run.engine.trunk == "fp8"
+        if (gpu, fp8) not in self._seen:
+            self._seen[gpu, fp8] = see_step(self.run, gpu=gpu, fp8=fp8)
+        return self._seen[gpu, fp8]
 
     def load(self, case: Case, images: float) -> Load:
         """A micro-batch of ``images``."""
@@ -178,7 +186,9 @@ class Choices:
         now = row.speed.seconds[0]
         found: list[tuple[float, str]] = []
         for recompute in (False, True):
-            if recompute and self.run.backbone.checkpoint_activations:
+            if recompute and (
+                self.run.backbone.checkpoint_activations or self.run.engine.recompute != "none"
+            ):
                 continue
             for accumulate in [k for k in range(self.run.accumulate, whole + 1) if whole % k == 0]:
                 memory = Memory(self.seen(case), accumulate, recompute=recompute)

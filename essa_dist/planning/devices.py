@@ -25,6 +25,7 @@ class Device(Config):
     tflops: dict[str, float] = Field(default={})
     bandwidth_gbs: float = Field(0.0, ge=0)
     link_gbs: float = Field(1.0, gt=0)
+    host_gbs: float = Field(25.0, gt=0)
     workspace_mib: float = Field(0.0, ge=0)
     context_mib: float = Field(0.0, ge=0)
     price: float = Field(0.0, ge=0)
@@ -60,6 +61,13 @@ def _find(known: dict[str, Any], name: str, what: str) -> Any:
     raise UsageError(
         f"no {what} {name!r}; there are {', '.join(known)}{hint} (table=FILE adds more, as essa_dist/planning/devices.yaml)"
     )
+
+
+def known_as(gpu: str, table: Table) -> str | None:
+    """The table's name of what torch calls ``gpu``, as h100 of "NVIDIA H100 80GB HBM3"; None: it isn't there."""
+    squeezed = gpu.lower().replace(" ", "")
+    # The longest: "l4" is a part of "l40s".
+    return max((key for key in table.devices if key != CPU and key in squeezed), key=len, default=None)
 
 
 def read_table(more: str = "") -> Table:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from essa_dist.adapters import inject_adapter
 from essa_dist.backbones.build import build_architecture
+from essa_dist.backbones.quantised import FP8Linear
 from essa_dist.data.batch import Batch, check_channels
 from essa_dist.data.views import N_GLOBAL
 from essa_dist.distributed.strategies import Clipping
@@ -27,6 +28,7 @@ from essa_dist.engine.step import train_step
 from essa_dist.objectives import DINOv2Objective, StepValues
 from essa_dist.planning.sets import ParameterSets, parameter_sets, units_of
 from essa_dist.planning.sizes import IMAGES
+from essa_dist.planning.slices import in_slices
 from essa_dist.planning.tracker import Tracker
 
 VALUES = StepValues(lr=1e-3, head_lr=1e-3, weight_decay=0.0, head_weight_decay=0.0, adapter_frozen=False)
@@ -48,6 +50,8 @@ class Seen:
     """Bytes of this process when the libraries were there and the step was not: what Python and they take."""
     surveys: bool
     """Whether several micro-batches need a pass before them; see ``objectives.accumulation``."""
+    offloads: bool
+    """Whether what blocks keep goes to the host."""
 
 
 class Alone(Replicated):
@@ -73,8 +77,9 @@ class Alone(Replicated):
         return super().update(scale=scale, held=held)
 
 
-def see_step(config: RunConfig, *, gpu: bool) -> Seen:
+def see_step(config: RunConfig, *, gpu: bool, fp8: bool = False) -> Seen:
     """Build and make one step of ``config`` on fake tensors. ``gpu``: with the attention that is chosen there.
+    ``fp8``: and it multiplies in 8 bits.
 
     Seconds, whatever the batch. Raises UsageError for a model or adapter that can't be built.
     """
@@ -92,6 +97,9 @@ def see_step(config: RunConfig, *, gpu: bool) -> Seen:
             backbone._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
             objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
             make_ready(objective, config.engine, dtype)
+            for layer in objective.modules():
+                if isinstance(layer, FP8Linear):
+                    layer.scaled = gpu and fp8
             objective.train()
             return _step(config, objective, tracker, gpu=gpu, rss=rss)
     finally:
@@ -116,7 +124,7 @@ def _step(config: RunConfig, objective: DINOv2Objective, tracker: Tracker, *, gp
         if student.requires_grad:
             student.register_post_accumulate_grad_hook(lambda p: tracker.know([p.grad], "gradients"))
     tracker.truth = tracker.recording = True
-    with _watched(objective, tracker, gpu=gpu) as passes:
+    with in_slices(tracker), _watched(objective, tracker, gpu=gpu) as passes:
         train_step(
             strategy,
             batch,
@@ -127,7 +135,8 @@ def _step(config: RunConfig, objective: DINOv2Objective, tracker: Tracker, *, gp
         )
     tracker.recording = False
     counted = {name: (a // micro_batches, b // micro_batches) for name, (a, b) in passes.items()}
-    return Seen(tracker, sets, counted, backbone.patch_size, micro_batches, rss, objective.surveys)
+    offloads = gpu and config.engine.fast and config.engine.offload
+    return Seen(tracker, sets, counted, backbone.patch_size, micro_batches, rss, objective.surveys, offloads)
 
 
 def _remember(optimizer: torch.optim.Optimizer, students: Any) -> None:

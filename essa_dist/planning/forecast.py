@@ -124,16 +124,14 @@ def layout_name() -> str:
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """The plan of one run on the GPU that it is on."""
     from essa_dist.planning.choices import Case, Choices
-    from essa_dist.planning.devices import read_table
+    from essa_dist.planning.devices import known_as, read_table
 
     table = read_table()
     run = RunConfig.model_validate(question["config"])
-    known = [key for key in table.devices if key in question["name"].lower().replace(" ", "")]
-    entry = table.device(known[0] if known else "a100").model_copy(
-        update={"memory_gib": question["memory"] / GIB}
-    )
+    name = known_as(question["name"], table)
+    entry = table.device(name or "a100").model_copy(update={"memory_gib": question["memory"] / GIB})
     choices = Choices(run, table.interconnect("infiniband_ndr"), per_machine=8)
-    case = Case(known[0] if known else "gpu", question["ranks"], entry, 0.0)
+    case = Case(name or "gpu", question["ranks"], entry, 0.0)
     row = choices.row(case, question["layout"])
     if row.problem:
         raise SystemExit(row.problem)

@@ -16,6 +16,7 @@ from essa_dist.planning.tracker import CASTS, HEADS, TEMPORARY, Block
 
 STANDING = ("trunk", "trained tensors", "branches", "optimizer", "images")
 """Terms that are there all the time."""
+ACTIVATIONS = "activations"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,17 @@ def term_of(block: Block) -> str:
         return HEADS
     if block.left is not None and block.left == block.turn:
         return TEMPORARY
-    return CASTS if block.cast else f"activations {block.where}"
+    return CASTS if block.cast else f"{ACTIVATIONS} {block.where}"
 
 
 def _is_recomputed(block: Block) -> bool:
     """Whether a block that is computed again needs not keep this."""
     return block.inside > 0 and not block.is_output and term_of(block) != TEMPORARY
+
+
+def is_offloaded(block: Block) -> bool:
+    """Whether ``engine.offload`` keeps this on the host; what is small stays, and doesn't count."""
+    return block.inside > 0 and term_of(block).startswith(ACTIVATIONS)
 
 
 class Memory:
@@ -68,6 +74,7 @@ class Memory:
         blocks = seen.tracker.blocks
         self.all_gradients = accumulate > seen.micro_batches == 1
         self.forgotten = np.array([recompute and _is_recomputed(block) for block in blocks])
+        self.away = np.array([seen.offloads and is_offloaded(block) for block in blocks]) & ~self.forgotten
         self.inside = np.array([block.inside for block in blocks])
         self.terms = [term_of(block) for block in blocks]
         self.sizes = Sizes([block.size for block in blocks])
@@ -91,7 +98,7 @@ class Memory:
 
     def _bytes(self, load: Load, layout: Layout) -> Floats:
         """Of each storage on a rank; standing ones are accounted for by the layout."""
-        found = np.where(self._standing | self.forgotten, 0.0, self.sizes.at(load))
+        found = np.where(self._standing | self.forgotten | self.away, 0.0, self.sizes.at(load))
         if self.all_gradients:
             found = np.where(self._gradients, 0.0, found)
         return np.where(self._gradients, found * layout.gradient_share, found)
@@ -105,9 +112,10 @@ class Memory:
         found["images"] = float(images) * self.accumulate / self.seen.micro_batches
         if self.all_gradients:
             found["gradients"] = sum(map(nbytes, self.seen.sets.trained)) * layout.gradient_share
-        if self.forgotten.any():
-            per_block = np.bincount(self.inside[self.forgotten], self.sizes.at(load)[self.forgotten])
-            found["one block, computed again"] = float(per_block.max())
+        for name, gone in (("computed again", self.forgotten), ("back from the host", self.away)):
+            if gone.any():
+                per_block = np.bincount(self.inside[gone], self.sizes.at(load)[gone])
+                found[f"one block, {name}"] = float(per_block.max())
         return found
 
     def peak(self, load: Load, layout: Layout, *, simulate: bool = True) -> Peak:

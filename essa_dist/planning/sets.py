@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from essa_dist.backbones.quantised import packed_away
 from essa_dist.distributed.strategies.moments import moments
 from essa_dist.objectives import Objective
 
@@ -53,7 +54,7 @@ def parameter_sets(objective: Objective, optimizer: torch.optim.Optimizer) -> Pa
         units=units(objective),
         trunk_parameters=of_trunk,
         head_parameters=branches.count() - of_trunk,
-        frozen_parameters=sum(p.numel() for p in frozen),
+        frozen_parameters=sum(p.numel() for p in frozen) + packed_away(objective),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from essa_dist.planning.devices import Device, Interconnect
 from essa_dist.planning.fake import Seen
 from essa_dist.planning.layouts import Layout
+from essa_dist.planning.memory import is_offloaded
 from essa_dist.planning.sizes import Floats, Load, Sizes
 from essa_dist.planning.tracker import HEADS
 
@@ -30,6 +31,8 @@ class Speed:
     """Seconds on the network alone."""
     flops: float
     """Of a rank."""
+    computing: float
+    """Seconds of the roofline alone, which nothing reaches."""
 
 
 class Work:
@@ -41,6 +44,8 @@ class Work:
         self.flops = Sizes([o.flops for o in operations])
         self.moved = Sizes([o.moved for o in operations])
         self.matrix = np.array([o.matrix for o in operations])
+        self.eight = np.array([o.eight for o in operations])
+        self.offloaded = Sizes([b.size for b in seen.tracker.blocks if seen.offloads and is_offloaded(b)])
         # Of the micro-batches of an update at most two were run.
         repeated = accumulate / seen.micro_batches
         survey = accumulate > seen.micro_batches == 1 and seen.surveys
@@ -64,7 +69,10 @@ class Work:
         return float((self.flops.at(load) * self.times)[self.matrix].sum())
 
     def _roofline(self, load: Load, device: Device, precision: str) -> float:
-        arithmetic: Floats = self.flops.at(load) / (1e12 * device.tflops[precision])
+        rate = np.where(
+            self.eight, device.tflops.get("fp8", device.tflops[precision]), device.tflops[precision]
+        )
+        arithmetic: Floats = self.flops.at(load) / (1e12 * rate)
         memory = self.moved.at(load) / (1e9 * device.bandwidth_gbs)
         seconds = np.where(self.matrix, np.maximum(arithmetic, memory), memory)
         return float((seconds * self.times).sum())
@@ -86,5 +94,7 @@ class Work:
         rate = device.link_gbs if inside else min(device.link_gbs, network.gbs)
         sending = sent / (1e9 * rate) + (network.latency_s * 2 * np.log2(layout.ranks) if sent else 0.0)
         ideal = self._roofline(load, device, precision)
-        slow, fast = (ideal / share for share in SHARES)
-        return Speed((slow + sending, max(fast, sending)), sent, float(sending), self.flops_at(load))
+        # Going to the host may hide behind computing; coming back is waited for.
+        carrying = self.accumulate * float(self.offloaded.at(load).sum()) / (1e9 * device.host_gbs)
+        slow, fast = ideal / SHARES[0] + 2 * carrying, ideal / SHARES[1] + carrying
+        return Speed((slow + sending, max(fast, sending)), sent, float(sending), self.flops_at(load), ideal)

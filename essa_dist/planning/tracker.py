@@ -61,9 +61,11 @@ class Operation:
     inside: int
     """As of a block."""
     grad: bool
-    """Whether a backward pass is to come."""
+    """Whether a backward pass is to come; of a pass through the trunk."""
     matrix: bool
-    """Whether it is a product of matrices, which tensor cores make."""
+    """Whether it is a product of matrices, which tensor cores make ..."""
+    eight: bool
+    """... in 8 bits."""
 
 
 class Tracker(TorchDispatchMode):
@@ -84,6 +86,9 @@ class Tracker(TorchDispatchMode):
         self.turn = 0
         self.where = HEADS
         self.inside = 0
+        self.grad = False
+        self.repeats = Size(1.0, 0, 0)
+        """How often what runs now is to count; see :mod:`.slices`."""
         self.recording = False
         self._live: dict[int, int] = {}  # id of a storage to its block
         self._watches: dict[int, Any] = {}
@@ -113,14 +118,24 @@ class Tracker(TorchDispatchMode):
         moved = sum(t.numel() * t.element_size() for t in (*given, *made))
         self.operations.append(
             Operation(
-                size_of(flops),
-                _leading(moved, (*given, *made)),
+                self._repeated(size_of(flops)),
+                self._repeated(_leading(moved, (*given, *made))),
                 self.phase,
                 self.where,
                 self.inside,
-                torch.is_grad_enabled(),
+                self.grad,
                 count is not None,
+                func is aten._scaled_mm.default,
             )
+        )
+
+    def _repeated(self, size: Size) -> Size:
+        n = self.repeats
+        if n.is_constant:
+            return size._replace(factor=n.factor * size.factor, more=n.factor * size.more)
+        # What a slice does not take part of, as a whole matrix that it is put into, counts once.
+        return (
+            n._replace(factor=n.factor * size.factor, more=n.more * size.factor) if size.is_constant else size
         )
 
     def _trained(self, tensor: Any) -> bool:
@@ -165,12 +180,13 @@ class Tracker(TorchDispatchMode):
 
     @contextmanager
     def at(self, where: str) -> Iterator[None]:
-        """Inside, ``where`` runs."""
-        before, self.where = self.where, where
+        """Inside, ``where`` runs. Asked now, for functions with a backward pass of their own run without gradients inside."""
+        before = self.where, self.grad
+        self.where, self.grad = where, torch.is_grad_enabled()
         try:
             yield
         finally:
-            self.where = before
+            self.where, self.grad = before
 
 
 def _chosen(indices: list[Tensor | None]) -> list[Tensor | None]:
@@ -188,13 +204,14 @@ def _leading(moved: int, tensors: tuple[Tensor, ...]) -> Size:
     """Bytes of an operation as one power: that of its largest tensor, which is nearly all of them."""
     largest = size_of(max((t.numel() * t.element_size() for t in tensors), default=0))
     whole = size_of(moved)
-    if (whole.i, whole.j) == (largest.i, largest.j):
+    if (whole.i, whole.j, bool(whole.more)) == (largest.i, largest.j, bool(largest.more)):
         return whole
-    return largest._replace(factor=largest.factor * moved / max(1, _number(largest)))
+    share = moved / max(1, _number(largest))
+    return largest._replace(factor=largest.factor * share, more=largest.more * share)
 
 
 def _number(size: Size) -> float:
-    return float(size.factor * IMAGES**size.i * PATCHES**size.j)
+    return float(size.factor * IMAGES**size.i * PATCHES**size.j + size.more * PATCHES)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:

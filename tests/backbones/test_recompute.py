@@ -12,7 +12,9 @@ from torch import Tensor
 
 from essa_dist.adapters import Branches
 from essa_dist.backbones import Backbone
-from essa_dist.backbones.recompute import recompute_blocks
+from essa_dist.backbones.recompute import Recompute, recompute, recompute_blocks
+from essa_dist.backbones.saved import by_module, saved_tensors
+from essa_dist.errors import UsageError
 
 SIZE = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
 IMAGES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -101,8 +103,8 @@ def test_a_pass_without_gradients_is_not_recomputed_and_keeps_nothing() -> None:
 def test_tensors_of_the_block_itself_keep_their_branch_and_precision(vit_class: Any) -> None:
     # Eva's blocks own their LayerScale: what chooses it are hooks on the block, which don't run again.
     found = []
-    for recompute in (False, True):
-        backbone = tiny(recompute, vit_class)
+    for again in (False, True):
+        backbone = tiny(again, vit_class)
         branches = Branches(backbone, compute_dtype=torch.bfloat16)
         for teacher in branches.teachers.values():
             teacher.data.zero_()
@@ -122,3 +124,55 @@ def test_a_deep_copy_computes_with_its_own_tensors() -> None:
             p.zero_()
     for name, gradient in gradients(twin).items():
         assert torch.equal(gradient, expected[name]), name
+
+
+def of_mlps(backbone: Backbone) -> dict[str, float]:
+    """What the MLPs keep, in units of tokens x width; 17 tokens of 24 features."""
+    kept = by_module(saved_tensors(backbone, lambda: backbone(IMAGES)), unit=5 * 17 * 24 * 4)
+    return {path: n for path, n in kept.items() if ".mlp" in path}
+
+
+@pytest.mark.parametrize(
+    "vit_class", [VisionTransformer, partial(EVA, swiglu_mlp=True)], ids=["plain", "eva"]
+)
+@pytest.mark.parametrize("what", ["mlp", 2])
+def test_gradients_are_equal_bit_for_bit_whatever_is_recomputed(vit_class: Any, what: Recompute) -> None:
+    random = {"drop_path_rate": 0.5, "proj_drop_rate": 0.3}
+    backbone = tiny(False, vit_class, **random)
+    recompute(backbone.vit, what)
+    expected, found = gradients(tiny(False, vit_class, **random)), gradients(backbone)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+def test_a_recomputed_mlp_with_frozen_layers_keeps_its_input_only() -> None:
+    found = []
+    for what in ("none", "mlp"):
+        backbone = tiny(False)
+        backbone.vit.blocks.requires_grad_(False)
+        recompute(backbone.vit, what)
+        found.append(sum(of_mlps(backbone).values()))
+    assert found == [pytest.approx(3 * 4), pytest.approx(3 * 1, abs=0.01)]
+
+
+def test_an_mlp_is_recomputed_before_the_backward_pass_of_its_layers() -> None:
+    backbone, order = tiny(False), []
+    recompute(backbone.vit, "mlp")
+    mlp: Any = backbone.vit.blocks[1].mlp
+    for name in ("fc1", "fc2"):
+        layer = getattr(mlp, name)
+        layer.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        layer.register_full_backward_pre_hook(lambda *_, name=name: order.append(f"{name} backward"))
+    gradients(backbone)
+    assert order == ["fc1", "fc2", "fc2 backward", "fc1", "fc1 backward"]
+
+
+def test_every_second_block_is_the_second_and_the_fourth() -> None:
+    vit = VisionTransformer(**{**SIZE, "depth": 5})
+    recompute(vit, 2)
+    assert ["forward" in vars(block) for block in vit.blocks] == [False, True, False, True, False]
+
+
+def test_where_no_mlp_is_known_it_is_said() -> None:
+    with pytest.raises(UsageError, match=r"engine.recompute=mlp: .*; use blocks"):
+        recompute(torch.nn.Sequential(torch.nn.Linear(2, 2)), "mlp")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import essa_dist.reproduce
+from essa_dist.planning.plan import read_words
 from essa_dist.reproduce.grids import GRIDS
 from essa_dist.reproduce.plan import make_plan
 from essa_dist.reproduce.table import to_markdown
@@ -28,15 +29,32 @@ def script(repository: Path, name: str) -> ModuleType:
     return module
 
 
+def is_a_command(words: list[str]) -> None:
+    """Raises UsageError for words that the verb, or the run that it is for, doesn't know."""
+    name, words = verb_of([word for word in words if word != "--json"])
+    verb = VERBS[name]
+    source, values, overrides = sort_words(verb, words)
+    settings = load(config_class(verb), source, overrides, values=values)
+    if verb.others == "run":
+        for variant in getattr(settings, "variants", None) or ("",):
+            run = read_words([*settings.run, *variant.split()])  # type: ignore[attr-defined]
+            assert run.device in ("cuda", "auto")
+
+
 def test_every_row_is_a_command_with_settings_that_there_are(repository: Path) -> None:
-    rows = script(repository, "gpu_suite").ROWS
+    rows = {row: found.command for row, found in script(repository, "gpu_suite").ROWS.items()}
     for row, command in rows.items():
-        if command[1] == "-m":
-            name, words = verb_of([word for word in command[3:] if word != "--json"])
-            source, values, overrides = sort_words(VERBS[name], words)
-            load(config_class(VERBS[name]), source, overrides, values=values)
-        else:
+        if command[1:3] == ["-m", "essa_dist"]:
+            is_a_command(command[3:])
+        elif command[1] == "benchmarks/capped.py":
+            assert float(command[2]) == 24
+            is_a_command(command[3:])
+        elif command[1] != "-m":
             assert (repository / command[1]).is_file(), row
+    plans = [command[2:] for command in rows.values() if command[1] == "benchmarks/plan_accuracy.py"]
+    assert plans
+    for words in plans:
+        script(repository, "plan_accuracy").parser().parse_args(words)
     assert "finetune_vitl14" in rows
     for name in ("finetune_speed", "small_grid"):
         of = [command[2:] for command in rows.values() if command[1] == f"benchmarks/{name}.py"]

@@ -10,7 +10,8 @@ from torch import Tensor
 from essa_dist.adapters import AdapterConfig, inject_adapter
 from essa_dist.adapters.apla import APLAConfig
 from essa_dist.adapters.lora import LoRAConfig
-from essa_dist.backbones import BackboneConfig, build_backbone
+from essa_dist.backbones import Backbone, BackboneConfig, build_backbone
+from essa_dist.backbones.packed import Group, pack
 from essa_dist.backbones.vit import Features
 from essa_dist.data.batch import Batch
 from essa_dist.heads import HeadConfig
@@ -131,20 +132,26 @@ def test_a_survey_is_made_only_where_micro_batches_must_know_of_each_other() -> 
         calls.clear()
 
 
-def test_the_student_drops_the_same_in_the_survey_and_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_student_drops_the_same_in_the_survey_and_behind_it(
+    packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = objective(LoRAConfig(dropout=0.5), koleo_weight=1.0)
+    if packs:
+        pack(model.backbone.vit)
+        model.backbone.packs = True
     for name, p in model.branches.students.items():
         if "lora_B" in name:
             p.data.normal_()
     seen: list[Tensor] = []
-    plain = DINOv2Objective.student_globals
+    plain = Backbone.each
 
-    def noting(self: DINOv2Objective, part: Batch, *, seed: int | None) -> Features:
-        features = plain(self, part, seed=seed)
-        seen.append(features.cls.detach())
-        return features
+    def noting(self: Backbone, *groups: Group) -> list[Features]:
+        found = plain(self, *groups)
+        seen.append(found[0].cls.detach())
+        return found
 
-    monkeypatch.setattr(DINOv2Objective, "student_globals", noting)
+    monkeypatch.setattr(Backbone, "each", noting)
     same = replace(
         batch(),
         global_crops=batch().global_crops[:, :1].expand(-1, B, -1, -1, -1),

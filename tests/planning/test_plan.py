@@ -16,7 +16,7 @@ from essa_dist.engine.config import RunConfig
 from essa_dist.errors import OutOfMemory, UsageError
 from essa_dist.planning.allocator import MIB, reserved_peak
 from essa_dist.planning.config import PlanConfig
-from essa_dist.planning.devices import parse, read_table
+from essa_dist.planning.devices import known_as, parse, read_table
 from essa_dist.planning.fake import Seen, see_step
 from essa_dist.planning.forecast import Forecast, after, before
 from essa_dist.planning.layouts import LAYOUTS, Layout
@@ -46,6 +46,10 @@ def test_sizes_tell_how_they_grow_from_one_number() -> None:
     assert size_of(7 * PATCHES).at(Load(3, 5)) == 35
     assert size_of(2 * IMAGES * IMAGES).at(Load(3, 5)) == 18
     assert size_of(4096).at(Load(3, 5)) == 4096
+    assert size_of(9_000_000_001).at(Load(3, 5)) == 9_000_000_001
+    assert size_of(7 * IMAGES + 9 * PATCHES).at(Load(3, 5)) == 66
+    assert size_of(3 * 4 * (20 * IMAGES + 3 * PATCHES)).at(Load(3, 5)) == 12 * 75
+    assert size_of(4 * (20 * IMAGES + 3 * PATCHES + 1)).at(Load(3, 5)) == 4 * 75
 
 
 def test_tracker_counts_bytes_and_products_as_one_does_by_hand() -> None:
@@ -140,7 +144,7 @@ def test_what_ranks_send_is_what_was_measured_of_them() -> None:
         "data.crops={global_size: 96, local_size: 48, n_local: 2}",
     )
     for row in rows:
-        run = seen(*words, f"adapter={row['adapter']}")
+        run = seen(*words, f"adapter={row['adapter']}", "engine.fast=false")  # as it was measured
         sent = Layout(row["strategy"], 2).sent(run, 1, gloo=True) / 1e6
         assert sent == pytest.approx(row["sent_MB"], rel=0.04), row
 
@@ -237,3 +241,64 @@ def test_running_out_of_memory_ends_with_the_plan_and_other_errors_stay(
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(KeyError), Forecast(config):
         raise KeyError("x")
+
+
+def test_a_trunk_in_8_bits_is_planned_at_the_rate_of_a_device_that_has_it() -> None:
+    def seconds(device: str, *words: str) -> float:
+        speed = plan(PlanConfig(run=(*SMALL, *words, "batch_size=64", "duration=9"), devices=device))["rows"][
+            0
+        ]
+        return float(speed["img_per_s"][0])
+
+    eight = ("engine.trunk=fp8",)
+    tracked = see_step(read_words([*SMALL, *eight]), gpu=True, fp8=True).tracker.operations
+    share = sum(o.flops.at(LOAD) for o in tracked if o.eight) / sum(
+        o.flops.at(LOAD) for o in tracked if o.matrix
+    )
+    assert 0.4 < share < 0.95  # frozen layers of the blocks, forward and input gradient
+    assert seconds("a100", *eight) <= seconds("a100")
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("engine.trunk=fp8",), ("engine.trunk=nf4",), ("engine.recompute=mlp",)]
+)
+def test_products_are_counted_alike_however_the_trunk_is_kept(words: tuple[str, ...]) -> None:
+    plain = Work(seen("engine.fast=false"), 2).flops_at(LOAD)  # with the pass before several micro-batches
+    run = see_step(read_words([*SMALL, *words]), gpu=True, fp8=True)
+    again = 1.25 if "engine.recompute=mlp" in words else 1.0
+    assert (
+        Work(run, 2).flops_at(LOAD) == pytest.approx(plain, rel=0.04)
+        or plain < Work(run, 2).flops_at(LOAD) < again * plain
+    )
+
+
+def test_offloading_takes_activations_off_the_device_and_time_on_its_way_to_the_host() -> None:
+    on, off = seen("adapter=apla"), seen("adapter=apla", "engine.offload=true")
+    before, after = (Memory(s, 1).peak(LOAD, SINGLE).terms for s in (on, off))
+    kept = [
+        sum(size for name, size in terms.items() if name.startswith("activations"))
+        for terms in (before, after)
+    ]
+    assert kept[1] < 0.25 * kept[0]
+    assert after["one block, back from the host"] < 0.2 * kept[0]
+    table = read_table()
+    args = (LOAD, SINGLE, table.device("h100"), table.interconnect("gloo"))
+    now, then = (Work(s, 1).speed(*args, precision="bf16", per_machine=8).seconds for s in (on, off))
+    assert then[0] > now[0]
+
+
+def test_the_longest_name_of_a_gpu_is_its_own() -> None:
+    table = read_table()
+    assert known_as("NVIDIA L40S", table) == "l40s"
+    assert known_as("NVIDIA H100 80GB HBM3", table) == "h100"
+    assert known_as("NVIDIA GeForce RTX 4090", table) == "rtx4090"
+    assert known_as("Tesla T4", table) is None
+
+
+def test_cross_entropies_in_slices_are_counted_whole_and_keep_less_than_all_logits() -> None:
+    words = ("objective.head.prototypes=65536", "engine.fast=")
+    fast, slow = (seen(*words[:1], words[1] + on) for on in ("true", "false"))
+    load = Load(640, 640 * 36 * 2 * 0.15)
+    assert Work(fast, 1).flops_at(load) == pytest.approx(Work(slow, 1).flops_at(load), rel=0.03)
+    kept = [Memory(s, 1).peak(load, SINGLE).terms["heads and logits"] for s in (fast, slow)]
+    assert kept[0] < 0.5 * kept[1]

@@ -41,10 +41,9 @@ class SampleWatch:
             self._step, self._seen = batch.step, []
 
     def _look(self, backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._keys:
-            sums = output.cls.detach().sum(
-                dim=-1, dtype=torch.float32
-            )  # a copy: no view of all tokens is kept
+        for features in (output if isinstance(output, list) else [output]) if self._keys else ():
+            # A copy: no view of all tokens is kept.
+            sums = features.cls.detach().sum(dim=-1, dtype=torch.float32)
             self._seen.append((self._keys, sums))
 
 

@@ -1,0 +1,34 @@
+"""Freed memory that is used again is not faulted in again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, torch
+from essa_dist.engine.host_memory import hold_freed_memory
+if {hold}:
+    assert hold_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    before = faults()
+    torch.ones(2**24)  # 64 MB: more than glibc keeps
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_large_block_is_faulted_in_once() -> None:
+    held, freed = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT.format(hold=hold)], capture_output=True, check=True
+            ).stdout
+        )
+        for hold in (True, False)
+    )
+    assert held < 100
+    assert freed >= 32  # in pages of 2 MB, else of 4 KB
