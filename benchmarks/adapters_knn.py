@@ -5,7 +5,7 @@
 Everything but adapter, learning rate, seed and length is configs/demo.yaml. A run is a folder under runs/adapters_knn;
 one that has ended is not run again. The adapters of a seed are then evaluated over one trunk at 224 px. Learning rates: those of full, apla, bitfit and lora come from earlier trials on a set of their own,
 the others are guesses by kind (few tensors: 3e-3 to 5e-3; whole blocks: 5e-4). None was tuned on these images, so the
-order of adapters that are close says little. Nothing is timed here: see step.py.
+order of adapters that are close says little. Nothing is timed here: see `essa bench compare`.
 """
 
 import argparse

@@ -27,7 +27,8 @@ class _Opening:
         self.opened = opened
 
     def __call__(self, block: nn.Module, args: Any) -> None:
-        weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
+        parameters = block.parameters() if args[0].is_cuda else ()  # elsewhere everything stays
+        weights = {p.untyped_storage().data_ptr() for p in parameters}
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _away(tensor, weights), _back)
         hooks.__enter__()
         self.opened.append(hooks)

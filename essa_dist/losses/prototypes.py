@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from essa_dist.kernels import works
+
 BLOCK = 1024
 """Student rows whose logits exist at a time, in the precision of the computation: 134 MB of 65,536 in 16 bits."""
 PIECE = 256
 """Teacher rows, likewise."""
 SLICE_CPU, SLICE_GPU = 2**18, 2**24
 """How many of these logits exist in fp32 at a time: what stays in a core's cache, or fills a GPU."""
+KERNEL = "the Triton kernel of the cross-entropies"
 AMPLIFY = 16.0
 """On gradients in 16 bits: 1 / 65,536 would lose digits in fp16, and a sum over BLOCK rows stays below its 65,504."""
 
@@ -172,11 +175,28 @@ def compare_(logits_NK: Tensor, targets: Given | Made, *, temp: float) -> Tensor
 
 
 def _compare(logits_NK: Tensor, targets: Given | Logits, temp: float) -> Tensor:
-    if logits_NK.is_cuda and type(logits_NK) is Tensor and find_spec("triton"):  # no fake tensor
+    on_gpu = logits_NK.is_cuda and type(logits_NK) is Tensor  # and no fake tensor
+    if on_gpu and find_spec("triton") and works(KERNEL, _kernel_is_right, logits_NK.device):
         from essa_dist.losses.prototypes_triton import fused_compare
 
         return fused_compare(logits_NK, targets, temp, AMPLIFY)
     return _compare_in_slices(logits_NK, targets, temp)
+
+
+def _kernel_is_right(device: torch.device) -> bool:
+    """The kernel against the slices, with both kinds of targets and rows that end in the middle of a piece."""
+    from essa_dist.losses.prototypes_triton import WIDTH, fused_compare
+
+    n_prototypes = WIDTH + 5
+    logits = 5 * torch.randn(3, n_prototypes, device=device)
+    pairs = torch.tensor([[0, 1], [2, 2], [1, 0]], device=device)
+    made = Logits(3 * torch.randn_like(logits), torch.randn(n_prototypes, device=device), 0.07, None)
+    for targets in (Given(torch.softmax(logits.flip(1), dim=1), pairs), made):
+        one, other = logits.clone(), logits.clone()
+        losses = fused_compare(one, targets, 0.1, AMPLIFY), _compare_in_slices(other, targets, 0.1)
+        if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in (losses, (one, other))):
+            return False
+    return True
 
 
 def _compare_in_slices(logits_NK: Tensor, targets: Given | Logits, temp: float) -> Tensor:

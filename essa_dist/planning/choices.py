@@ -1,8 +1,9 @@
 """Which layouts fit on which device, which of them is cheapest, and the ways out where none fits."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from essa_dist.engine.config import RunConfig
 from essa_dist.engine.saving.staging import BLOCK
@@ -185,24 +186,38 @@ class Choices:
         assert row.speed is not None
         now = row.speed.seconds[0]
         found: list[tuple[float, str]] = []
-        for recompute in (False, True):
-            if recompute and (
-                self.run.backbone.checkpoint_activations or self.run.engine.recompute != "none"
-            ):
-                continue
+        for setting, choices, recompute in self._leaner():
             for accumulate in [k for k in range(self.run.accumulate, whole + 1) if whole % k == 0]:
-                memory = Memory(self.seen(case), accumulate, recompute=recompute)
+                memory = Memory(choices.seen(case), accumulate, recompute=recompute)
                 images = whole // accumulate
-                if self._needs(case, memory, layout, images, loss) > case.memory:
+                if choices._needs(case, memory, layout, images, loss) > case.memory:
                     continue
-                words = ["backbone.checkpoint_activations=true"] if recompute else []
+                words = [setting] if setting else []
                 words += [f"accumulate={accumulate}"] if accumulate != self.run.accumulate else []
-                seconds = self._speed(case, layout, accumulate, images, recompute=recompute).seconds[0]
+                seconds = choices._speed(case, layout, accumulate, images, recompute=recompute).seconds[0]
                 found.append((seconds, f"{' '.join(words)} (about {100 * (seconds / now - 1):+.0f} % time)"))
                 break
         if not found:
             return replace(row, ways=[self._last_resort])
         return replace(row, ways=[words for _, words in sorted(found)[:2]])
+
+    def _leaner(self) -> Iterator[tuple[str, "Choices", bool]]:
+        """Settings that keep less for the backward pass: as words, what can be asked of a run with them, and whether blocks are
+        to be taken out of a step that was seen without. A step of each other one is seen anew: seconds."""
+        engine = self.run.engine
+        yield "", self, False
+        if engine.fast and engine.keep == "exact":
+            yield "engine.keep=8bit", self._with_engine(keep="8bit"), False
+        if self.run.backbone.checkpoint_activations or engine.recompute != "none":
+            return
+        if engine.fast:
+            yield "engine.recompute=mlp", self._with_engine(recompute="mlp"), False
+        yield "backbone.checkpoint_activations=true", self, True
+
+    def _with_engine(self, **changes: Any) -> "Choices":
+        engine = self.run.engine.model_copy(update=changes)
+        run = self.run.model_copy(update={"engine": engine})
+        return Choices(run, self.network, per_machine=self.per_machine)
 
     @cached_property
     def _last_resort(self) -> str:

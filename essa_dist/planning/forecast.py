@@ -96,7 +96,9 @@ def before(answer: dict[str, Any] | None) -> str:
 def after(answer: dict[str, Any] | None) -> str:
     """Which term it was, and the way out."""
     if answer is None:
-        return "Raise accumulate, or set backbone.checkpoint_activations=true; essa plan says what they save"
+        return (
+            "Set engine.keep=8bit or engine.recompute=mlp, or raise accumulate; essa plan says what they save"
+        )
     sum_, size = answer["needs"] / GIB, answer["terms"][answer["dominates"]] / GIB
     fits = answer["needs"] <= answer["memory"]
     other = ", which should have been enough: is another process on this GPU (nvidia-smi)?" if fits else ""

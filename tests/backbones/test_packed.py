@@ -19,7 +19,7 @@ from essa_dist.backbones.packed import Group, Layout, join, pack, sequence_ends,
 from essa_dist.backbones.recompute import recompute
 from essa_dist.errors import UsageError
 
-SIZE = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
+SIZE = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2}
 DINOV2: dict[str, Any] = {"init_values": 0.1, "reg_tokens": 3, "no_embed_class": True}
 SWIGLU: dict[str, Any] = {
     "mlp_layer": SwiGLUPacked,

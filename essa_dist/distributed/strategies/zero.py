@@ -129,9 +129,9 @@ class ZeRO(Strategy):
         teachers: dict[str, Any] = dict(branches.teachers)
         for name, teacher in teachers.items():
             student: Any = branches.students[name]
-            teacher.ds_tensor.data.mul_(momentum).add_(student.ds_tensor.data, alpha=1 - momentum)
+            teacher.ds_tensor.data.lerp_(student.ds_tensor.data, 1 - momentum)
             if teacher.numel():  # DeepSpeed keeps small tensors whole as well
-                teacher.data.mul_(momentum).add_(self._whole(student), alpha=1 - momentum)
+                teacher.data.lerp_(self._whole(student), 1 - momentum)
 
     @staticmethod
     def _whole(parameter: Any) -> Tensor:
