@@ -10,7 +10,7 @@ from essa_dist.runfolder import committed_checkpoints
 from tests.faults.test_hung_rank import until_step
 from tests.faults.zygote import Ranks, Zygote
 
-LONG = ["duration=100000", "checkpoint.every=3", "checkpoint.keep=100000"]
+LONG = ["duration=100000", "checkpoint.every=3", "checkpoint.keep=1000"]
 
 
 def ended(ranks: Ranks, code: int) -> str:

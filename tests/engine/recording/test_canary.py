@@ -113,9 +113,12 @@ def test_ranks_together_see_what_one_process_sees(
     ended = run([*launcher, "-m", "essa_dist", "adapt", *words, f"out={tmp_path / 'two'}"], timeout=180)
     assert ended.exit_code == 0, ended.stderr
     assert f"{strategy} on 2 x cpu" in ended.stderr
-    one, two = ([row.get(f"canary_{protocol}") for row in rows(tmp_path / name)] for name in ("run", "two"))
-    assert one == two
-    assert len([value for value in one if value is not None]) == 3
+    seen = (
+        [(row["step"], row.get(f"canary_{protocol}")) for row in rows(tmp_path / n)] for n in ("run", "two")
+    )
+    one, two = ({step: value for step, value in run if value is not None} for run in seen)
+    assert list(one) == [0, 2, 4]
+    assert two == pytest.approx(one, abs=1.01 / 36)  # by rounding, one of 36 images may have other neighbours
     ranks = [json.loads(line) for line in (tmp_path / "two" / "ranks.jsonl").read_text().splitlines()]
     assert all(len(row["step_s"]) == 2 for row in ranks)
     measured = next(row for row in ranks if "comm_bytes" in row)
