@@ -10,7 +10,7 @@ Shapes: B images and N tokens of a group, T tokens of all, C features, H heads, 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -190,6 +190,7 @@ def _rate(module: nn.Module, name: str) -> float:
     return rate if isinstance(rate, float) else 0.0
 
 
+@cache
 def flash_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's attention over sequences of any length can be had: FlashAttention, on CUDA from Ampere on."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):

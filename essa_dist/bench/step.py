@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from essa_dist.adapters import label
 from essa_dist.bench.clock import spread
 from essa_dist.bench.machine import check_out, machine, write_result
 from essa_dist.bench.peaks import Peaks, measure_peaks
@@ -21,7 +20,7 @@ from essa_dist.engine.config import RunConfig
 from essa_dist.errors import UsageError
 from essa_dist.planning.choices import Case, Choices
 from essa_dist.planning.devices import CPU, read_table
-from essa_dist.planning.plan import crops_in_words, read_words
+from essa_dist.planning.plan import facts_of, read_words
 from essa_dist.progress import GIB, memory_gib
 from essa_dist.settings import Config
 
@@ -70,7 +69,9 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     if config.sizes:
         found |= subject.sizes()
     result = {
-        **_words(run),
+        **facts_of(run),
+        "engine": run.engine.model_dump(mode="json"),
+        "config": run.model_dump(mode="json"),
         "strategy": subject.strategy.name,
         "processes": processes,
         **found,
@@ -83,20 +84,6 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     result["table"] = list(_lines(result))
     write_result(config.out, result)
     return result
-
-
-def _words(run: RunConfig) -> dict[str, Any]:
-    """What was measured."""
-    return {
-        "model": run.backbone.name,
-        "adapter": label(run.adapter),
-        "precision": run.precision,
-        "batch_size": run.batch_size,
-        "accumulate": run.accumulate,
-        "crops": crops_in_words(run),
-        "engine": run.engine.model_dump(mode="json"),
-        "config": run.model_dump(mode="json"),
-    }
 
 
 def _measured(subject: Subject, config: BenchStepConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("data", "forward", "backward", "communication", "optimizer", "EMA", "other")
+from essa_dist.scaling.config import PARTS
 
 
 def scaled(result: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ Shapes: N student rows, n of them at a time, T teacher rows, D bottleneck, K pro
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -176,11 +177,16 @@ def compare_(logits_NK: Tensor, targets: Given | Made, *, temp: float) -> Tensor
 
 def _compare(logits_NK: Tensor, targets: Given | Logits, temp: float) -> Tensor:
     on_gpu = logits_NK.is_cuda and type(logits_NK) is Tensor  # and no fake tensor
-    if on_gpu and find_spec("triton") and works(KERNEL, _kernel_is_right, logits_NK.device):
+    if on_gpu and _has_kernel(logits_NK.device):
         from essa_dist.losses.prototypes_triton import fused_compare
 
         return fused_compare(logits_NK, targets, temp, AMPLIFY)
     return _compare_in_slices(logits_NK, targets, temp)
+
+
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    return find_spec("triton") is not None and works(KERNEL, _kernel_is_right, device)
 
 
 def _kernel_is_right(device: torch.device) -> bool:

@@ -7,11 +7,12 @@ from pydantic import BeforeValidator, Field
 from essa_dist.settings import Config
 
 
-def _several(value: Any) -> Any:
+def several(value: Any) -> Any:
+    """``a,b`` as a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(several)]
 
 
 class PlanConfig(Config):

@@ -56,12 +56,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
         draw(Path(config.picture), choices, rows[0][1], first)
     return {
-        "model": run.backbone.name,
-        "adapter": label(run.adapter),
-        "precision": run.precision,
-        "batch_size": run.batch_size,
-        "accumulate": run.accumulate,
-        "crops": crops_in_words(run),
+        **facts_of(run),
         "trained_trunk": seen.sets.trunk_parameters,
         "trained_heads": seen.sets.head_parameters,
         "frozen": seen.sets.frozen_parameters,
@@ -92,6 +87,18 @@ def read_words(words: Sequence[str]) -> RunConfig:
             f"{source}: essa plan is for runs of essa adapt; of essa finetune it knows nothing yet"
         )
     return load(RunConfig, source, texts)
+
+
+def facts_of(run: RunConfig) -> dict[str, Any]:
+    """What a plan or a measurement of ``run`` is of."""
+    return {
+        "model": run.backbone.name,
+        "adapter": label(run.adapter),
+        "precision": run.precision,
+        "batch_size": run.batch_size,
+        "accumulate": run.accumulate,
+        "crops": crops_in_words(run),
+    }
 
 
 def crops_in_words(run: RunConfig) -> str:

@@ -4,17 +4,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from essa_dist.planning.config import Names, several
 from essa_dist.settings import Config
 
-
-def _several(value: Any) -> Any:
-    if isinstance(value, int):
-        return (value,)
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+PARTS = ("data", "forward", "backward", "communication", "optimizer", "EMA", "other")
+"""Of a step's time."""
 
 
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_several)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+def _sizes(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else several(value)
+
+
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_sizes)]
 
 
 class ScaleConfig(Config):

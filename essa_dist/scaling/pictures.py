@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from essa_dist.report.plotting import SERIES, canvas
-from essa_dist.scaling.split import PARTS
+from essa_dist.scaling.config import PARTS
 
 Rows = Sequence[Mapping[str, Any]]
 IDEAL = "#97a3b0"

@@ -15,7 +15,6 @@ from torch.autograd.profiler import record_function
 
 from essa_dist.distributed.strategies import Strategy
 
-PARTS = ("data", "forward", "backward", "communication", "optimizer", "EMA", "other")
 MARK = "essa:"
 Span = tuple[int, int]
 """Begin and end, ns."""

@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from essa_dist.scaling.config import ScaleConfig
+from essa_dist.scaling.config import PARTS, ScaleConfig
 from essa_dist.scaling.jobs import Job, batch_of
 from essa_dist.scaling.prediction import Point
-from essa_dist.scaling.split import PARTS
 
 Results = Mapping[Job, Mapping[str, Any]]
 

@@ -14,11 +14,11 @@ import pytest
 from essa_dist.cli.scaled import scaled
 from essa_dist.errors import UsageError
 from essa_dist.planning.plan import read_words
-from essa_dist.scaling.config import ScaleConfig
+from essa_dist.scaling.config import PARTS, ScaleConfig
 from essa_dist.scaling.jobs import Job, command, jobs, run
 from essa_dist.scaling.prediction import Planner, predictions
 from essa_dist.scaling.scale import NothingMeasuredError, scale
-from essa_dist.scaling.split import PARTS, length, parts_of, union, without
+from essa_dist.scaling.split import length, parts_of, union, without
 from essa_dist.scaling.summary import judged, predicted, rows
 
 SMALL = (

@@ -4,6 +4,7 @@ Shapes: C in_features, D out_features, M tokens.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ def _bias_gradient(ctx: Any, dy: Tensor) -> Tensor | None:
     return dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
 
 
+@cache
 def multiplies_fp8(device: torch.device) -> bool:
     """Whether 8-bit products with scales a row are in this device's hardware, and right: NVIDIA's from 8.9 on.
 
