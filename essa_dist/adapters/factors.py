@@ -71,6 +71,10 @@ class Up(nn.Module):
         return torch.cat(blocks, dim=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        return self._spread(self.changes(hidden))
+
+    def changes(self, hidden: Tensor) -> list[Tensor]:
+        """What each part adds to its rows, [.., len(rows)] of [.., P R]. To be called inside the layer they belong to."""
         n = len(self.parts)
         pieces = hidden.chunk(2 * n if self.keep else n, dim=-1)
         outputs: list[Tensor] = [part(piece) for part, piece in zip(self.parts, pieces[:n], strict=True)]
@@ -79,7 +83,7 @@ class Up(nn.Module):
                 out - F.linear(pieces[n + i], self._initial(i, out).to(out.dtype))
                 for i, out in enumerate(outputs)
             ]
-        return self._spread(outputs)
+        return outputs
 
     def _initial(self, index: int, like: Tensor) -> Tensor:
         return self.get_buffer(f"initial_{index}").to(like.dtype)

@@ -125,6 +125,14 @@ class LoRA:
         return holder["layer"]
 
 
+def quicken_lora(vit: nn.Module) -> None:
+    """The LoRA layers inside in their fast form; see ``lean_lora``."""
+    if any(hasattr(module, "lora_A") for module in vit.modules()):
+        from essa_dist.adapters.lean_lora import lean_lora
+
+        lean_lora(vit)
+
+
 def merge_lora(backbone: Backbone) -> None:
     """Fold every LoRA layer into its base layer by PEFT's own mathematics, and put that back in place.
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from essa_dist.adapters.lora import quicken_lora
 from essa_dist.backbones import packed
 from essa_dist.backbones.attention import fast_attention
 from essa_dist.backbones.lean import Keep, lean_layers
@@ -66,6 +67,7 @@ def make_ready(
         if config.hold_memory and device is not None and device.type == "cpu":
             hold_freed_memory()
         fast_attention(objective.backbone.vit)
+        quicken_lora(objective.backbone.vit)
         pack_crops(objective.backbone, config.pack)
         keep_less(objective.backbone.vit, config)
         branches = objective.branches
