@@ -10,6 +10,7 @@ from torch import nn
 from essa_dist.adapters.lora import quicken_lora
 from essa_dist.backbones import packed
 from essa_dist.backbones.attention import fast_attention
+from essa_dist.backbones.cpu_linear import quicken_linears
 from essa_dist.backbones.lean import Keep, lean_layers
 from essa_dist.backbones.offload import offload_blocks
 from essa_dist.backbones.quantised import Kind, QuantisedLinear, quantise_trunk
@@ -64,8 +65,11 @@ def make_ready(
         quantise_trunk(objective.backbone, config.trunk_kept, dtype=dtype, device=device)
     cast_frozen(objective, dtype)
     if config.fast:
-        if config.hold_memory and device is not None and device.type == "cpu":
-            hold_freed_memory()
+        if device is not None and device.type == "cpu":
+            if config.hold_memory:
+                hold_freed_memory()
+            if dtype is torch.bfloat16:
+                quicken_linears(objective)
         fast_attention(objective.backbone.vit)
         quicken_lora(objective.backbone.vit)
         pack_crops(objective.backbone, config.pack)
