@@ -6,7 +6,7 @@ same round.
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -19,13 +19,17 @@ from essa_dist.bench.summary import summary
 from essa_dist.errors import EssaError, UsageError
 from essa_dist.planning.plan import read_words
 from essa_dist.settings import Config
+from essa_dist.settings.words import OneOrMore
 
 log = logging.getLogger(__name__)
 
 
-def cut(at: str) -> Callable[[Any], Any]:
-    """Reads a text as the list of its parts."""
-    return lambda value: [part.strip() for part in value.split(at)] if isinstance(value, str) else value
+def _parts(value: Any) -> Any:
+    """``a=1 b=2|`` as a list; an empty one is nothing set."""
+    return [part.strip() for part in value.split("|")] if isinstance(value, str) else value
+
+
+Variants = Annotated[tuple[str, ...], BeforeValidator(_parts), Field(min_length=1)]
 
 
 class BenchCompareConfig(Config):
@@ -33,11 +37,11 @@ class BenchCompareConfig(Config):
 
     run: tuple[str, ...] = ()
     """The words of an `essa adapt`, given as they are."""
-    adapters: Annotated[tuple[str, ...], BeforeValidator(cut(","))] = ("full", "apla")
+    adapters: OneOrMore[str] = ("full", "apla")
     """Adapters, with settings after colons, as `full,apla:rank=8`; the first is what the others are compared with."""
-    strategies: Annotated[tuple[str, ...], BeforeValidator(cut(","))] = ("single",)
+    strategies: OneOrMore[str] = ("single",)
     """Files of launch/ with a number of processes, as `single,ddp@2,zero2@2`."""
-    variants: Annotated[tuple[str, ...], BeforeValidator(cut("|"))] = ("",)
+    variants: Variants = ("",)
     """Settings to compare, as `engine.fast=true|engine.fast=false`; blanks between the words of one."""
     rounds: int = Field(3, ge=1)
     """Turns of each."""

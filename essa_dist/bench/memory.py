@@ -7,12 +7,10 @@ what a function keeps by hand, as the fast cross-entropies do with their gradien
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 from essa_dist.backbones.saved import Saved, saved_tensors
-from essa_dist.bench.compare import Case, cut
+from essa_dist.bench.compare import Case, Variants
 from essa_dist.bench.machine import check_out, machine, write_result
 from essa_dist.bench.subject import VALUES, Subject
 from essa_dist.bench.tables import markdown
@@ -21,6 +19,7 @@ from essa_dist.distributed.collectives import world_size
 from essa_dist.errors import UsageError
 from essa_dist.planning.plan import crops_in_words, read_words
 from essa_dist.settings import Config
+from essa_dist.settings.words import OneOrMore
 
 BLOCK = re.compile(r"(?:^|\.)vit\.blocks\.(\d+)(?:\.|$)(.*)")
 OUTSIDE = "outside of blocks"
@@ -31,9 +30,9 @@ class BenchMemoryConfig(Config):
 
     run: tuple[str, ...] = ()
     """The words of an `essa adapt`, given as they are."""
-    adapters: Annotated[tuple[str, ...], BeforeValidator(cut(","))] = ("full", "apla")
+    adapters: OneOrMore[str] = ("full", "apla")
     """Adapters, with settings after colons, as `full,apla:rank=8`; the first is what the others are compared with."""
-    variants: Annotated[tuple[str, ...], BeforeValidator(cut("|"))] = ("",)
+    variants: Variants = ("",)
     """Settings to compare, as `engine.fast=true|engine.fast=false`; blanks between the words of one."""
     fused: bool = False
     """Take the fused attention on a CPU too, where it is slow, to see what a GPU keeps."""

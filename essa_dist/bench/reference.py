@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from essa_dist.bench.children import ChildError, run_json
 from essa_dist.bench.clock import spread
-from essa_dist.bench.compare import ESSA, Case, cut
+from essa_dist.bench.compare import ESSA, Case, Variants
 from essa_dist.bench.machine import check_out, chosen_device, machine, write_result
 from essa_dist.bench.peer import VERSION, make_images, peer_command, peer_turn, ready_environment
 from essa_dist.bench.tables import markdown
@@ -24,6 +24,7 @@ from essa_dist.engine.config import RunConfig
 from essa_dist.errors import EssaError
 from essa_dist.planning.plan import crops_in_words, read_words
 from essa_dist.settings import Config
+from essa_dist.settings.words import OneOrMore
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ class BenchReferenceConfig(Config):
     """The words of an `essa adapt`, given as they are."""
     env: str = "~/.cache/essa_dist/lightly_train"
     """Folder of the virtual environment with lightly-train; made, and filled from the package registry, where it isn't."""
-    adapters: Annotated[tuple[str, ...], BeforeValidator(cut(","))] = ("full", "apla")
+    adapters: OneOrMore[str] = ("full", "apla")
     """Ours, with settings after colons, as `full,apla:rank=8`."""
-    variants: Annotated[tuple[str, ...], BeforeValidator(cut("|"))] = ("",)
+    variants: Variants = ("",)
     """Settings of ours, as `engine.fast=true|engine.fast=false`; blanks between the words of one."""
     rounds: int = Field(3, ge=1)
     """Turns of each."""

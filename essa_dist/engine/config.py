@@ -1,8 +1,8 @@
 """What a run can be told: every run, and ``essa adapt``."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from essa_dist.adapters import AdapterConfig
 from essa_dist.adapters.apla import APLAConfig
@@ -17,10 +17,7 @@ from essa_dist.engine.schedules import Duration, ScheduleConfig
 from essa_dist.engine.watching.guard import CollapseGuardConfig, GuardConfig
 from essa_dist.objectives import DINOv2Config
 from essa_dist.settings import Config
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+from essa_dist.settings.words import Several
 
 
 class CheckpointConfig(Config):
@@ -63,7 +60,7 @@ class JobConfig(Config):
     """Steps between rows of metrics.jsonl."""
     communication_every: int = Field(50, ge=0)
     """Steps between two measurements of what ranks send each other and for how long, each in a logged step (0: never)."""
-    track: Annotated[tuple[TrackerName, ...], BeforeValidator(_split)] = ()
+    track: Several[TrackerName] = ()
     """Other places for the rows of metrics.jsonl, as wandb,mlflow; each has an extra, as in pip install essa_dist[wandb]."""
     ledger: bool = False
     """Record the sample keys of every step, for `essa data ledger`; some 30 bytes a sample."""

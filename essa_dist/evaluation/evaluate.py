@@ -3,9 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 from essa_dist.backbones import Backbone
 from essa_dist.backbones.weights import parameters_sha256
@@ -20,10 +18,7 @@ from essa_dist.evaluation.protocols import Protocol
 from essa_dist.evaluation.ranks import join
 from essa_dist.export.attach import attach
 from essa_dist.export.models import load_model
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+from essa_dist.settings.words import Several
 
 
 class EvaluateConfig(ProbeConfig):
@@ -34,7 +29,7 @@ class EvaluateConfig(ProbeConfig):
     a few images of each class; retrieval: the bank sorted by similarity."""
     model: str
     """timm name, weights file, run folder (its teacher) or export folder; prefix student: for that branch."""
-    adapter: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    adapter: Several[str] = ()
     """Adapters to put on the model one after the other, as a,b,c: run folders or PEFT folders; the model comes first."""
     bank: str
     """Packed, labelled images to learn from: DIR or DIR:split (without a split: train)."""

@@ -4,10 +4,10 @@ To add one: its function here or in a file of its own, its settings in ``Protoco
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from essa_dist.errors import UsageError
 from essa_dist.evaluation.fewshot import fewshot_predictions
@@ -18,40 +18,30 @@ from essa_dist.evaluation.readings import Classified, Drawn, Ranked, Reading
 from essa_dist.evaluation.retrieval import retrieval_scores
 from essa_dist.evaluation.samples import Samples
 from essa_dist.settings import Config
+from essa_dist.settings.words import OneOrMore
 
 Protocol = Literal["knn", "linear", "linear_sgd", "fewshot", "retrieval"]
-T = TypeVar("T")
-
-
-def several(value: Any) -> Any:
-    """``10,20`` as a list, and one value as a list of one."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, (int, float)) else value
-
-
-Several = Annotated[tuple[T, ...], BeforeValidator(several), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class ProtocolConfig(Config):
     """What the protocols are asked for."""
 
-    k: Several[Count] = (20,)
+    k: OneOrMore[Count] = (20,)
     """k-NN: neighbours that vote; of several, as 10,20,100,200, the first is the one that is quoted."""
-    temperature: Several[Annotated[float, Field(gt=0)]] = (0.07,)
+    temperature: OneOrMore[Annotated[float, Field(gt=0)]] = (0.07,)
     """k-NN: a neighbour of cosine similarity s votes with weight exp(s / temperature); several, as 0.07,0.1, with each k."""
-    learning_rates: Several[Annotated[float, Field(gt=0)]] = LEARNING_RATES
+    learning_rates: OneOrMore[Annotated[float, Field(gt=0)]] = LEARNING_RATES
     """linear_sgd: rates tried, all at once; the best on held-out patients of the bank is fitted anew to all of it."""
-    weight_decays: Several[Annotated[float, Field(ge=0)]] = WEIGHT_DECAYS
+    weight_decays: OneOrMore[Annotated[float, Field(ge=0)]] = WEIGHT_DECAYS
     """linear_sgd: tried with each learning rate."""
     steps: int = Field(default=1000, ge=1)
     """linear_sgd: updates of 256 images each."""
-    shots: Several[Count] = (5, 1, 10)
+    shots: OneOrMore[Count] = (5, 1, 10)
     """fewshot: images of each class that are learnt; the first is the one that is quoted."""
     draws: int = Field(default=20, ge=1)
     """fewshot: how often they are drawn."""
-    at: Several[Count] = (1, 5, 10)
+    at: OneOrMore[Count] = (1, 5, 10)
     """retrieval: ranks k of recall@k and precision@k."""
 
 

@@ -2,11 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from essa_dist.evaluation.protocols import several
 from essa_dist.settings import Config
-from essa_dist.settings.words import words_of
+from essa_dist.settings.words import Several, Words
 
 GridName = Literal["medpeft", "essa", "small"]
 
@@ -26,7 +25,7 @@ class ReproduceConfig(Config):
     """Print the plan, its commands and estimates, and run nothing; `--dry-run` says the same."""
     only: str = ""
     """Cells by name, with * for anything, as `nih/*/f1/*,rsna/*`; what they start from is run too. Empty: all."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(several)] = ()
+    seeds: Several[Annotated[int, Field(ge=0)]] = ()
     """Each cell once for each of them; empty: the grid's own (0, as in the papers' code; of small 0,1,2). A seed draws the
     heads, the order of images, the augmentations, and of small the labels that are used."""
     ssa_seeds: Literal["first", "each"] | None = None
@@ -34,7 +33,7 @@ class ReproduceConfig(Config):
     own (essa: first, as it is the costly part; small: each)."""
     weights: dict[str, str] = Field(default={})
     """Files of pretrained weights that can't be fetched, as `weights.mrm=MRM.pth`; the plan names what is needed."""
-    settings: Annotated[tuple[str, ...], BeforeValidator(words_of)] = ()
+    settings: Words = ()
     """More settings of every cell, as `settings='precision=bf16,optim.betas=[0.9,0.95]'`; they are then no longer the
     paper's."""
     launch: str = ""

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from essa_dist.data.manifest import MANIFEST_FILE, read_manifest
 from essa_dist.errors import UsageError
-from essa_dist.evaluation.protocols import several
 from essa_dist.evaluation.suite.store import content_key
 from essa_dist.reproduce.cells import CONFIGS, Cell, DataSet, Grid, Sizes
 from essa_dist.reproduce.config import ReproduceConfig
 from essa_dist.reproduce.estimate import Work, work_of
 from essa_dist.settings import Config, load
 from essa_dist.settings.files import read_tree
+from essa_dist.settings.words import several
 from essa_dist.verbs import VERBS, config_class
 
 Status = Literal["done", "missing", "data", "weights"]

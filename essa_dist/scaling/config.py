@@ -1,21 +1,16 @@
 """What ``essa scale`` can be told."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from essa_dist.planning.config import Names, several
 from essa_dist.settings import Config
+from essa_dist.settings.words import Several
 
 PARTS = ("data", "forward", "backward", "communication", "optimizer", "EMA", "other")
 """Of a step's time."""
 
-
-def _sizes(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else several(value)
-
-
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_sizes)]
+Sizes = Several[Annotated[int, Field(ge=1)]]
 
 
 class ScaleConfig(Config):
@@ -28,7 +23,7 @@ class ScaleConfig(Config):
     """A folder for the results; what is in it of the same study is not measured again if resume=true."""
     sizes: Sizes = (1, 2)
     """Numbers of processes that are run, as 1,2,4,8; the smallest is what the others are compared with."""
-    strategy: Names = ("ddp",)
+    strategy: Several[str] = ("ddp",)
     """Files of launch/, as ddp,zero2,fsdp2."""
     mode: Literal["weak", "strong", "both"] = "weak"
     """weak: the same batch for each process; strong: the same batch for all."""

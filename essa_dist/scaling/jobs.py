@@ -1,26 +1,24 @@
 """The jobs of a study: what each is, the command that starts it, and what became of it."""
 
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from essa_dist.bench.children import exit_code
 from essa_dist.errors import UsageError, is_out_of_memory
 from essa_dist.scaling.config import ScaleConfig
 
 PROFILED = 2
 """Steps at the end of a job that are profiled, which slows them on a CPU."""
 RESULT, LOG, CAUSE = "result.json", "log.txt", "cause*.txt"
-GRACE_S = 10.0
 LAUNCHER = "{python} -m accelerate.commands.launch --config_file {launch}/{strategy}.yaml --main_process_port 0 --num_processes {n}"
 
 
@@ -110,22 +108,18 @@ def run(command: list[str], folder: Path, *, timeout_s: float) -> dict[str, Any]
     root = Path(__file__).parents[2]  # files of launch/ name each other from there
     try:
         with (folder / LOG).open("w") as log:
-            process = subprocess.Popen(
+            code = exit_code(
                 command,
+                timeout_s=timeout_s,
                 cwd=root if (root / "launch").is_dir() else None,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
     except OSError as error:
         return {"error": f"{command[0]} can't be started: {error.strerror}"}
-    try:
-        code = process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         return {"error": f"did not end within timeout_s={timeout_s:g}; its last words are in {folder / LOG}"}
-    finally:
-        end(process)
     return read(folder) or {"error": reason(folder, code)}
 
 
@@ -135,21 +129,6 @@ def read(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / RESULT).read_text())
         return found
     return {}
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Of a job's process group all that still runs: asked first, then killed."""
-    for number, seconds in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            process.poll()
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.05)
 
 
 def reason(folder: Path, code: int) -> str:

@@ -17,7 +17,7 @@ from essa_dist.bench.synthetic import synthetic_set
 from essa_dist.disk import write_whole
 from essa_dist.engine.config import RunConfig
 from essa_dist.errors import EssaError, Preempted, UsageError
-from essa_dist.planning.plan import crops_in_words, read_words
+from essa_dist.planning.plan import facts_of, read_words
 from essa_dist.scaling import pictures
 from essa_dist.scaling.config import ScaleConfig
 from essa_dist.scaling.jobs import Job, command, jobs, read, run
@@ -88,10 +88,7 @@ def _finish(
 
     result: dict[str, Any] = {
         "benchmark": "scale",
-        "model": run_config.backbone.name,
-        "adapter": run_config.adapter.model_dump()["kind"],
-        "precision": run_config.precision,
-        "crops": crops_in_words(run_config),
+        **facts_of(run_config),
         "settings": config.model_dump(mode="json", exclude={"out", "resume", "overwrite", "dry_run"}),
         "threads": done[0]["threads"],
         "machine": machine(torch.device("cpu" if done[0]["device"] == "cpu" else "cuda")),

@@ -1,7 +1,22 @@
-"""Words of a command line inside one text."""
+"""Several things in one text, as a command line and a line of YAML hold them."""
 
 import re
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field
+
+T = TypeVar("T")
+
+
+def several(value: Any) -> Any:
+    """``10,20`` as a list, without what is empty, and one number as a list of one. What is neither stays."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, (int, float)) else value
+
+
+Several = Annotated[tuple[T, ...], BeforeValidator(several)]
+OneOrMore = Annotated[Several[T], Field(min_length=1)]
 
 
 def words_of(value: Any) -> Any:
@@ -9,3 +24,6 @@ def words_of(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return [word for part in re.split(r",(?=\s*[A-Za-z_][\w.]*=)", value) if (word := part.strip(" ,"))]
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(words_of)]

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from essa_dist.settings import Config
-from essa_dist.settings.words import words_of
+from essa_dist.settings.words import Words
 from essa_dist.tuning.record import Objective
 from essa_dist.tuning.space import Parameter, Space
 
@@ -121,7 +121,7 @@ class TuneConfig(Config):
     """Delete what is in out first."""
     dry_run: bool = False
     """Print what would be tried and what it costs, and run nothing; `--dry-run` says the same."""
-    settings: Annotated[tuple[str, ...], BeforeValidator(words_of)] = ()
+    settings: Words = ()
     """Settings of the run that all trials have, as key=value; on the command line simply more words."""
 
     @model_validator(mode="after")

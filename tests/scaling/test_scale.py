@@ -234,6 +234,7 @@ def test_a_study_of_a_real_job_from_start_to_pictures(tmp_path: Path) -> None:
         launcher="{python}",
     )
     found = scale(config)
+    assert (found["adapter"], found["batch_size"]) == ("apla", 4)
     (row,) = found["rows"]
     assert row["errors"] == []
     assert row["efficiency"] == 1.0

@@ -10,8 +10,9 @@ from essa_dist.data.pixels import Window
 from essa_dist.data.remote import CacheConfig
 from essa_dist.evaluation.metrics import higher_is_better
 from essa_dist.evaluation.probe import FeatureConfig
-from essa_dist.evaluation.protocols import Protocol, ProtocolConfig, Several, several
+from essa_dist.evaluation.protocols import Protocol, ProtocolConfig
 from essa_dist.settings import Config
+from essa_dist.settings.words import OneOrMore, several
 
 SEED = "{seed}"
 
@@ -75,11 +76,11 @@ class SuiteConfig(ProtocolConfig, FeatureConfig):
     """Name of the model that the others are compared with, on the same images (empty: the first)."""
     data: Annotated[dict[str, SuiteData], BeforeValidator(_sets), Field(min_length=1)]
     """Name: {bank, test, image_size, crop, window, ordered, metric}, or name: PACKED, or A,B."""
-    protocols: Several[Protocol] = ("knn", "linear")
+    protocols: OneOrMore[Protocol] = ("knn", "linear")
     """knn, linear, linear_sgd, fewshot, retrieval: those that are run."""
-    fractions: Several[Annotated[float, Field(gt=0, le=1)]] = (1.0,)
+    fractions: OneOrMore[Annotated[float, Field(gt=0, le=1)]] = (1.0,)
     """Shares of the bank that are learnt, in proportion of the classes and by whole patients, drawn by the seed."""
-    seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
+    seeds: OneOrMore[Annotated[int, Field(ge=0)]] = (0,)
     """Of folds, held-out patients, shots, fractions, and of models with {seed}; what doesn't depend on one is done once."""
     resamples: int = Field(default=1000, ge=100)
     """Of the test images (by patient, where known), for intervals and paired comparisons."""
