@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from essa_dist import adapt
+from essa_dist.backbones import BackboneConfig, build_backbone
 from essa_dist.engine.recording.metrics import MEASURED
 from essa_dist.engine.saving import checkpoint
 from essa_dist.errors import UsageError
@@ -117,6 +118,22 @@ def test_resume_refuses_to_continue_another_run(recipe: list[str]) -> None:
     with pytest.raises(UsageError, match=r"another run .*optim\.lr was 0\.01, is 0\.5"):
         adapt(None, *recipe, "resume=true", "optim.lr=0.5")
     assert adapt(None, *recipe, "resume=true", "log_every=3", "checkpoint.keep=1")["step"] == 6
+
+
+def test_weights_that_lie_elsewhere_now_are_known_by_their_content(recipe: list[str], tmp_path: Path) -> None:
+    old, moved, other = (tmp_path / name / "vit.safetensors" for name in ("old", "moved", "other"))
+    for seed, file in enumerate((old, moved, other)):
+        file.parent.mkdir()
+        config = BackboneConfig(name="test_vit", weights="random")
+        save_file(build_backbone(config, seed=seed // 2).vit.state_dict(), file)
+    recipe = [word for word in recipe if not word.startswith("backbone.weights=")]
+    adapt(None, *recipe, f"backbone.weights={old}")
+    old.unlink()
+    assert adapt(None, *recipe, "resume=true", f"backbone.weights={moved}")["step"] == 6
+    with pytest.raises(UsageError, match="trained on other pretrained weights"):
+        adapt(None, *recipe, "resume=true", f"backbone.weights={other}")
+    with pytest.raises(UsageError, match=r"another run .*backbone\.weights was .*other.*, is random"):
+        adapt(None, *recipe, "resume=true", "backbone.weights=random")
 
 
 def test_a_half_written_checkpoint_is_never_taken(recipe: list[str], tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ FREE_TO_CHANGE = {
     "data.bad_sample_quota",
 }
 """Keys, or trees of them, that a resumed run may give another value: they do not touch what is computed. `data.train` and
-`model` may be where the same set and the same weights lie now; they are compared with the checkpoint's."""
+`model` may be where the same set and the same weights lie now, as may the file or folder of `backbone.weights`; they are
+compared with the checkpoint's."""
 
 RESTART_S, RESUME_S = 30.0, 5.0
 """How long a job that was restarted, or resumes, waits for the process before it, which may be writing its checkpoint."""
@@ -154,7 +155,9 @@ def _check_same_run(config: JobConfig, run: Path) -> None:
         raise UsageError(f"resume=true, but out={run} is not a run folder: it has no {runfolder.CONFIG}")
     before, now = flat(load(type(config), run / runfolder.CONFIG).model_dump()), flat(config.model_dump())
     other = {
-        key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _free(key, now)
+        key
+        for key in before.keys() | now.keys()
+        if before.get(key) != now.get(key) and not _free(key, before, now)
     }
     kinds = tuple(f"{key.removesuffix('.kind')}." for key in other if key.endswith(".kind"))
     other = {
@@ -168,7 +171,11 @@ def _check_same_run(config: JobConfig, run: Path) -> None:
         )
 
 
-def _free(key: str, now: Mapping[str, Any]) -> bool:
+def _free(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if (
+        key == "backbone.weights"
+    ):  # a file or folder may lie elsewhere: the checkpoint knows the trunk by its hash
+        return {"auto", "random"}.isdisjoint((before.get(key), now.get(key)))
     if key == "data.train" and now.get("data.order") == "stream":
         return False  # tars without a manifest: who knows what they are
     return any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
