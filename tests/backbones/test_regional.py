@@ -87,9 +87,12 @@ def test_auto_leaves_a_cpu_alone_and_unless_every_device(counter: CompileCounter
     assert counter.frame_count == 0
 
 
-def test_a_failed_pass_leaves_no_casts_behind(counter: CompileCounterWithBackend) -> None:
-    backbone, _ = tiny()
-    compile_blocks(backbone.vit, "on", unless=lambda: False)
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_failed_pass_leaves_no_casts_behind(counter: CompileCounterWithBackend, is_compiled: bool) -> None:
+    backbone, _ = tiny("full")  # norm1 refuses what it is given
+    passes = iter([False, not is_compiled])
+    compile_blocks(backbone.vit, "on", unless=lambda: next(passes))
+    backbone.vit.blocks[1](torch.ones(1, 17, 24))
     with pytest.raises(Exception, match=r"shape|size"):
         backbone.vit.blocks[1](torch.ones(1, 17, 23))
     assert not any(name in vars(m) for m in backbone.modules() for name in m._parameters)
