@@ -20,7 +20,7 @@ from essa_dist.data.shards import PackedImages, open_packed
 from essa_dist.data.steps import plan_steps
 from essa_dist.data.stream import StreamConfig
 from essa_dist.data.views import CropConfig
-from essa_dist.data.workers import auto_workers
+from essa_dist.data.workers import count_workers
 from essa_dist.errors import UsageError
 from essa_dist.settings import Config
 
@@ -110,7 +110,7 @@ class CropLoader(PlannedLoader[Batch]):
     ) -> None:
         check_patches(config.crops, patch_size)
         mine = rank_slice(global_batch, rank, world_size)
-        workers = auto_workers() if config.workers == "auto" else config.workers
+        workers = count_workers(config.workers)
         steps = plan_steps(
             SamplePlan(len(images), seed),
             images.storage,

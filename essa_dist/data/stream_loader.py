@@ -13,7 +13,7 @@ from essa_dist.data.loader import DataConfig, check_patches
 from essa_dist.data.plan import rank_slice
 from essa_dist.data.stream import TarStream
 from essa_dist.data.stream_batches import Made, StreamBatches
-from essa_dist.data.workers import Work, auto_workers, begin_worker
+from essa_dist.data.workers import Work, begin_worker, count_workers
 from essa_dist.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class StreamLoader:
             raise UsageError(
                 "data.decoder=dali needs an index: use data.decoder=torchvision, or essa pack index"
             )
-        workers = auto_workers() if config.workers == "auto" else config.workers
+        workers = count_workers(config.workers)
         self._quota = config.bad_sample_quota
         self._bad: dict[str, str] = {}
         self._met = 0

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing.util import get_temp_dir
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
@@ -59,8 +59,10 @@ class Work(Generic[Item]):
         end_workers(running)
 
 
-def auto_workers() -> int:
-    """The rank's share of the machine's CPU cores, 1 to 16."""
+def count_workers(asked: int | Literal["auto"]) -> int:
+    """How many there are to be; auto: the rank's share of the machine's CPU cores, 1 to 16."""
+    if asked != "auto":
+        return asked
     cores = len(os.sched_getaffinity(0))
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return min(16, max(1, cores // ranks_here))

@@ -14,6 +14,7 @@ from essa_dist.data.labelled.batch import LabelledBatch
 from essa_dist.data.labelled.evaluation import evaluation_batches
 from essa_dist.data.labelled.loader import LabelledLoader
 from essa_dist.data.labelled.mixing import Mixer
+from essa_dist.data.workers import count_workers
 from essa_dist.distributed.messages import Channel
 from essa_dist.engine.build import DTYPES, Training, Trunk, assemble
 from essa_dist.engine.fast import make_ready
@@ -157,7 +158,7 @@ class Finetuning(Job[FinetuneConfig]):
             world_size=accelerator.num_processes,
             how=data.evaluation,
             share=data.evaluation_share,
-            threads=data.count_workers(),
+            threads=count_workers(data.workers),
         )
 
         def watched() -> Iterator[LabelledBatch]:

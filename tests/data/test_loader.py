@@ -314,11 +314,12 @@ def test_automatic_workers_share_the_cores_of_the_machine_among_its_ranks(
 ) -> None:
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert module.auto_workers() == 16
+    assert module.count_workers("auto") == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert module.auto_workers() == 8
+    assert module.count_workers("auto") == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert module.auto_workers() == 1
+    assert module.count_workers("auto") == 1
+    assert module.count_workers(3) == 3
 
 
 class Recording:

@@ -131,10 +131,7 @@ def from_timm(state: dict[str, Tensor], vit: Any) -> dict[str, Tensor]:
     state.setdefault("mask_token", token.new_zeros(1, token.shape[2]))
     if isinstance(vit, Eva):
         return _to_dinov3(state, vit)
-    if vit.no_embed_class:
-        unfold_class_position(state)
-    elif "reg_token" in state:
-        raise no_place("DINOv2's layout", ["the position embeddings of registers"])
+    unfold_class_position(state, vit, layout="DINOv2's layout")
     return rename_back(state, _names(vit), layout="DINOv2's layout")
 
 

@@ -78,11 +78,16 @@ def packed_swiglu(vit: Any) -> bool:
     return isinstance(vit.blocks[0].mlp, GluMlp)
 
 
-def unfold_class_position(state: dict[str, Tensor]) -> None:
-    """Give the class token a position embedding again ([1, N, C] to [1, 1 + N, C]).
+def unfold_class_position(state: dict[str, Tensor], vit: Any, *, layout: str) -> None:
+    """Give the class token a position embedding where it has none ([1, N, C] to [1, 1 + N, C]).
 
     timm adds it to the token for trunks with registers; what it was is unknown by now, and zero changes nothing.
+    Raises WeightsError where registers have one too, for which ``layout`` has no place.
     """
+    if not vit.no_embed_class:
+        if "reg_token" in state:
+            raise no_place(layout, ["the position embeddings of registers"])
+        return
     positions = state["pos_embed"]
     zero = positions.new_zeros(1, 1, positions.shape[2])
     state["pos_embed"] = torch.cat([zero, positions], dim=1)

@@ -21,7 +21,7 @@ from essa_dist.data.rank_batches import Origin, SampleBatches
 from essa_dist.data.remote import CacheConfig
 from essa_dist.data.shards import PackedImages, open_packed, place_of
 from essa_dist.data.steps import plan_steps
-from essa_dist.data.workers import auto_workers
+from essa_dist.data.workers import count_workers
 from essa_dist.settings import Config
 
 
@@ -91,10 +91,6 @@ class LabelledDataConfig(Config):
     def choose(self, images: PackedImages, labels: Labels) -> NDArray[np.int64]:
         """The samples that are trained on; see :func:`choose_subset`."""
         return choose_subset(images, labels, fraction=self.fraction, shots=self.shots, seed=self.subset_seed)
-
-    def count_workers(self) -> int:
-        """``workers`` as a number."""
-        return auto_workers() if self.workers == "auto" else self.workers
 
 
 class SubsetPlan(SamplePlan):
@@ -179,7 +175,7 @@ class LabelledLoader(PlannedLoader[LabelledBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        workers = config.count_workers()
+        workers = count_workers(config.workers)
         steps = plan_steps(
             SubsetPlan(chosen, seed),
             images.storage,

@@ -11,10 +11,10 @@ from essa_dist.errors import UsageError
 from essa_dist.packing.layouts import masks
 from essa_dist.packing.layouts.config import LayoutConfig
 from essa_dist.packing.layouts.found import Found, Layout, Provenance, make_key
-from essa_dist.packing.layouts.isic2019 import lesion_of
+from essa_dist.packing.layouts.isic2019 import diagnosed, lesion_of
 from essa_dist.packing.layouts.listing import read_table
 from essa_dist.packing.layouts.published import one_hot
-from essa_dist.packing.layouts.walk import NOT_THERE, images, locate
+from essa_dist.packing.layouts.walk import images
 from essa_dist.packing.source import Source
 
 PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
@@ -99,15 +99,7 @@ def _diagnosed(
     folder: Path, truth: Path, split: str, lesions: dict[str, str]
 ) -> tuple[list[Source], list[tuple[Path, str]]]:
     table = read_table(truth)
-    names, labels = table.column("image"), one_hot(table, CLASSES)
-    sources, missing = [], []
-    for row, file in enumerate(locate([f"{name}.jpg" for name in names], folder)):
-        if file is None:
-            missing.append((folder / f"{names[row]}.jpg", NOT_THERE))
-            continue
-        key = make_key(names[row])
-        sources.append(Source(file, key, labels[row], patient=lesions.get(names[row]), split=split))
-    return sources, missing
+    return diagnosed(folder, table.column("image"), one_hot(table, CLASSES), [split] * len(table), lesions)
 
 
 LAYOUT = Layout(detect, find, frozenset({"isic2018_task"}))

@@ -3,6 +3,7 @@
 ``ISIC_2019_Training_Metadata.csv``, if it is there, says which images show one lesion.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from essa_dist.packing.layouts.config import LayoutConfig
@@ -39,17 +40,29 @@ def find(src: Path, config: LayoutConfig) -> Found:
     labels = [None if label == UNKNOWN else label for label in one_hot(table, hot)]
     lesions = lesion_of(src / METADATA)
     splits = seed_42(len(table), HELD_OUT) if config.reference_split else [None] * len(table)
-    sources, missing = [], []
-    for row, file in enumerate(locate([f"{name}.jpg" for name in names], folder)):
-        if file is None:
-            missing.append((folder / f"{names[row]}.jpg", NOT_THERE))
-            continue
-        key = make_key(names[row])
-        sources.append(Source(file, key, labels[row], patient=lesions.get(names[row]), split=splits[row]))
+    sources, missing = diagnosed(folder, names, labels, splits, lesions)
     notes: list[str] = []
     if config.reference_split:
         sources, notes = by_image(sources, "lesions")
     return Found(sources, CLASSES, "single", defaults=DEFAULTS, notes=tuple(notes), missing=tuple(missing))
+
+
+def diagnosed(
+    folder: Path,
+    names: Sequence[str],
+    labels: Sequence[str | None],
+    splits: Sequence[str | None],
+    lesions: Mapping[str, str],
+) -> tuple[list[Source], list[tuple[Path, str]]]:
+    """The images of a table's rows that are there, and those that are not, with the reason."""
+    sources, missing = [], []
+    rows = zip(names, labels, splits, locate([f"{name}.jpg" for name in names], folder), strict=True)
+    for name, label, split, file in rows:
+        if file is None:
+            missing.append((folder / f"{name}.jpg", NOT_THERE))
+        else:
+            sources.append(Source(file, make_key(name), label, patient=lesions.get(name), split=split))
+    return sources, missing
 
 
 def lesion_of(metadata: Path) -> dict[str, str]:
