@@ -22,6 +22,7 @@ from essa_dist.data.views import N_GLOBAL
 from essa_dist.engine.build import DTYPES
 from essa_dist.engine.config import RunConfig
 from essa_dist.errors import UsageError
+from essa_dist.kernels import TRIED
 from essa_dist.planning.plan import crops_in_words, read_words
 from essa_dist.settings import Config
 
@@ -59,6 +60,12 @@ def bench_attention(config: BenchAttentionConfig) -> dict[str, Any]:
         out = way(groups)
         torch.autograd.grad(out, groups, [torch.ones_like(part) for part in out])
 
+    for name in list(ways)[1:]:
+        try:
+            both(ways[name])
+        except Exception as error:  # a compiler's can be of any kind
+            left_out[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            del ways[name]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = {}
     for number in range(config.rounds):
@@ -79,6 +86,7 @@ def bench_attention(config: BenchAttentionConfig) -> dict[str, Any]:
         "benchmark": "attention",
         "rows": rows,
         "left_out": left_out,
+        "kernels": dict(TRIED),
         "sizes": sizes,
         "heads": heads,
         "head_dim": width,
@@ -121,7 +129,7 @@ def ways_on(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> tuple[dic
     if flash_varlen(device, dtype):
         ways["variable length, one call"] = lambda groups: variable(groups, sizes)
     else:
-        left_out["variable length"] = "needs CUDA, 16 bits, Ampere and torch 2.10 or newer"
+        left_out["variable length"] = "needs CUDA, 16 bits, Ampere and torch 2.11 or newer"
     if device.type == "cuda":
         ways["FlexAttention, one call"] = _flex(sizes, device)
     else:

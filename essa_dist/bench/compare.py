@@ -5,6 +5,7 @@ same round.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -145,7 +146,7 @@ def _launch_file(name: str) -> Path:
 
 def _turn(case: Case, config: BenchCompareConfig, *, first: bool) -> dict[str, Any]:
     """One measurement, or what went wrong."""
-    run = [str(Path(word).resolve()) if Path(word).is_file() else word for word in config.run]
+    run = [os.path.abspath(word) if os.path.isfile(word) else word for word in config.run]
     # Neither the arithmetic nor sizes change from round to round.
     once = {"count": True, "sizes": config.sizes, "largest": config.largest}
     words = [f"{name}={str(wanted and first).lower()}" for name, wanted in once.items()]

@@ -19,6 +19,7 @@ from essa_dist.data.batch import Batch
 from essa_dist.distributed.collectives import world_size
 from essa_dist.engine.config import RunConfig
 from essa_dist.errors import UsageError
+from essa_dist.kernels import TRIED
 from essa_dist.objectives.accumulation import TeacherRows
 from essa_dist.planning.plan import read_words
 from essa_dist.settings import Config
@@ -69,6 +70,7 @@ def bench_head(config: BenchHeadConfig) -> dict[str, Any]:
     result = {
         "benchmark": "head",
         "rows": rows,
+        "kernels": dict(TRIED),
         "student_rows": ways["slow"].rows,
         "prototypes": run.objective.head.prototypes,
         "precision": run.precision,

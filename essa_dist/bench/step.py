@@ -18,6 +18,7 @@ from essa_dist.bench.subject import Subject
 from essa_dist.distributed.collectives import all_reduce_max, leave, rank
 from essa_dist.engine.config import RunConfig
 from essa_dist.errors import UsageError
+from essa_dist.kernels import TRIED
 from essa_dist.planning.choices import Case, Choices
 from essa_dist.planning.devices import CPU, read_table
 from essa_dist.planning.plan import facts_of, read_words
@@ -75,6 +76,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         "strategy": subject.strategy.name,
         "processes": processes,
         **found,
+        "kernels": dict(TRIED),
         "machine": machine(subject.device),
     }
     leave()  # what is counted next would meet the collectives of the other ranks

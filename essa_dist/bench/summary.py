@@ -10,6 +10,7 @@ from essa_dist.bench.tables import markdown
 CONSTANT = (
     "model", "adapter", "strategy", "processes", "batch_size", "precision", "trained_trunk", "trained_share",
     "trained_heads", "adapter_bytes", "checkpoint_bytes", "largest_batch", "tflop_per_image", "engine",
+    "kernels",
 )  # fmt: skip
 """What is told once, by the first turn that was measured."""
 

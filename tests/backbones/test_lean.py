@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from essa_dist.adapters import ADAPTERS, Branches, inject_adapter
-from essa_dist.backbones import Backbone
+from essa_dist.backbones import Backbone, lean
 from essa_dist.backbones.attention import fast_attention
 from essa_dist.backbones.lean import (
     E4M3,
@@ -179,6 +179,15 @@ def test_names_copies_and_passes_without_gradients_know_nothing_of_it(vit_class:
         for parameter in lean.parameters():
             parameter.zero_()
         assert torch.equal(twin(IMAGES).cls, plain(IMAGES).cls)
+
+
+@pytest.mark.parametrize(("wrong_by", "right"), [(0, True), (1, False)])
+def test_the_trials_of_what_is_compiled_compare_numbers(
+    monkeypatch: pytest.MonkeyPatch, wrong_by: int, right: bool
+) -> None:
+    monkeypatch.setattr(lean, "compiled", lambda function: lambda *args: function(*args).float() + wrong_by)
+    assert lean._norm_is_right(torch.device("cpu")) == right
+    assert lean._gelu_is_right(torch.device("cpu")) == right
 
 
 @pytest.mark.gpu

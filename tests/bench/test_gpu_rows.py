@@ -49,6 +49,9 @@ def test_every_row_is_a_command_with_settings_that_there_are(repository: Path) -
         elif command[1] == "benchmarks/capped.py":
             assert float(command[2]) == 24
             is_a_command(command[3:])
+        elif command[1:3] == ["-m", "pytest"]:
+            assert "tests/test_kernels.py" in command
+            assert all((repository / word).is_file() for word in command if word.endswith(".py"))
         elif command[1] != "-m":
             assert (repository / command[1]).is_file(), row
     plans = [command[2:] for command in rows.values() if command[1] == "benchmarks/plan_accuracy.py"]
@@ -125,7 +128,7 @@ def test_slices_join_to_the_table_of_the_whole_grid(repository: Path) -> None:
 def test_a_row_out_of_time_may_save_and_leaves_nobody_behind(repository: Path, tmp_path: Path) -> None:
     code = (
         "import pathlib, signal, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
         f"def save(*_): pathlib.Path({str(tmp_path / 'saved')!r}).write_text(str(child.pid)); sys.exit(3)\n"
         "signal.signal(signal.SIGTERM, save)\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
@@ -149,3 +152,39 @@ def test_a_row_out_of_time_may_save_and_leaves_nobody_behind(repository: Path, t
     ):  # dead, though nobody may have reaped it yet
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_row_keeps_its_result_and_what_it_said_and_a_failed_one_is_tried_again(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = script(repository, "gpu_suite")
+    monkeypatch.setattr(suite, "RESULTS", tmp_path)
+
+    def row(name: str, code: str, **options: Any) -> str:
+        said: str = suite.run(name, [sys.executable, "-c", code], 60.0, **options)
+        return said
+
+    warns = "import essa_dist, sys; print('left out', file=sys.stderr); "  # the package is found, installed or not
+    assert row("whole", warns + "print('{\"img\": 3}')").startswith("done in ")
+    assert json.loads((tmp_path / "whole.json").read_text()) == {"img": 3}
+    assert "left out" in (tmp_path / "whole.log").read_text()
+    assert row("part", 'print(\'{"failed": {"apla": "OOM"}}\')').endswith("; apla failed: OOM")
+    assert row("bad", "print('why'); exit(1)") == "failed (1): why"
+    assert row("tests", "print('1 failed'); exit(1)", ends=(0, 1)).startswith("done")
+    assert row("none", "exit('no such module')", ends=(0, 1)) == "failed (1): no such module"
+    late = "import sys; open(sys.argv[-1], 'w').write('half')"  # what writes as it goes, and then fails
+    begin = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda words, **how: begin([words[0], "-c", late, words[-1]], **how)
+    )
+    assert suite.run("half", [sys.executable, "benchmarks/x.py"], 60.0).startswith("failed (0)")
+    assert sorted(file.stem for file in tmp_path.glob("*.json")) == ["part", "tests", "whole"]
+
+
+def test_a_row_is_begun_if_it_is_likely_to_end_and_the_first_of_a_call_always(repository: Path) -> None:
+    suite = script(repository, "gpu_suite")
+    row = suite.Row(5, [])
+    assert suite.fits(row, 301, started=True)
+    assert not suite.fits(row, 299, started=True)
+    assert suite.fits(row, 299, started=False)
+    assert not suite.fits(row, 15, started=False)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from essa_dist.bench import attention
 from essa_dist.bench.attention import BenchAttentionConfig, bench_attention, fused, plain, ways_on
 from essa_dist.bench.head import BenchHeadConfig, HeadsAlone, bench_head
 from essa_dist.bench.memory import BenchMemoryConfig, bench_memory, kept, tokens
@@ -62,6 +64,19 @@ def test_attention_is_timed_on_the_crops_of_the_run(small: tuple[str, ...], tmp_
     assert json.loads(out.read_text())["rows"] == result["rows"]
     assert result["rows"][0]["speedup"] == 1
     assert plain(torch.randn(2, 5, 3, 2, 8)).shape == fused(torch.randn(2, 5, 3, 2, 8)).shape == (2, 5, 16)
+
+
+def test_a_way_of_attention_that_fails_here_is_left_out_and_said(
+    small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(groups: list[Tensor]) -> list[Tensor]:
+        raise RuntimeError("no such kernel\nand a long story")
+
+    there = attention.ways_on
+    monkeypatch.setattr(attention, "ways_on", lambda *a: ({**there(*a)[0], "new": fails}, {}))
+    result = bench_attention(BenchAttentionConfig(run=small, rounds=1))
+    assert result["left_out"] == {"new": "no such kernel"}
+    assert "new" not in {row["way"] for row in result["rows"]}
 
 
 def test_crops_that_do_not_fit_the_patches_are_refused(small: tuple[str, ...]) -> None:

@@ -88,17 +88,21 @@ def _bias_gradient(ctx: Any, dy: Tensor) -> Tensor | None:
     return dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multiplies_fp8(device: torch.device) -> bool:
-    """Whether 8-bit products with scales a row are in this device's hardware, and right: NVIDIA's from 8.9 on.
+    """Whether 8-bit products with scales a row are in this device's hardware, and right.
 
-    A CPU's torch has them since 2.12, as emulation that takes 20 times as long as bf16.
+    A compiled block takes the answer for granted: else the compiler would look into it, and make the trial a part of the block.
     """
+    return _has_fp8(device) and works("torch._scaled_mm of engine.trunk=fp8", _products_are_right, device)
+
+
+@cache
+def _has_fp8(device: torch.device) -> bool:
+    """NVIDIA's have from 8.9 on. A CPU's torch has since 2.12, as emulation that takes 20 times as long as bf16."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
-    if torch.cuda.get_device_capability(device) < (8, 9):
-        return False
-    return works("torch._scaled_mm of engine.trunk=fp8", _products_are_right, device)
+    return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _products_are_right(device: torch.device) -> bool:

@@ -1,15 +1,19 @@
 """Products with packed weights, against ``F.linear`` with the unpacked weight in fp32."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from essa_dist.backbones.quantised import products
 from essa_dist.backbones.quantised.codes import E4M3
 from essa_dist.backbones.quantised.linear import KINDS, FP8Linear, Kind, QuantisedLinear, fits, quantise_
 from essa_dist.backbones.quantised.products import multiplies_fp8, pack_tokens
+from essa_dist.kernels import works
 
 B, N, C, D = 3, 7, 128, 48
 EMULATED = pytest.mark.skipif(
@@ -129,6 +133,30 @@ def test_a_number_that_is_not_finite_is_seen_in_the_output() -> None:
 def test_sizes_that_the_format_has_no_room_for_are_known(kind: Kind, sizes: tuple[int, int]) -> None:
     assert not fits(nn.Linear(*sizes), kind)
     assert fits(nn.Linear(64, 32), kind)
+
+
+@EMULATED
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_a_compiled_layer_takes_the_product_in_8_bits_for_granted(
+    monkeypatch: pytest.MonkeyPatch, asked_before: bool
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def see(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(products, "_has_fp8", lambda device: True)
+    works.cache_clear()
+    layer, _ = packed("fp8")
+    try:
+        if asked_before:
+            assert multiplies_fp8(torch.device("cpu"))
+        with torch.no_grad():  # as the teacher's pass, which is the first
+            torch.compile(layer, backend=see, dynamic=False, fullgraph=True)(inputs()[0].detach())
+    finally:
+        works.cache_clear()
+    assert [node.target for node in graphs[0].graph.nodes].count(torch._scaled_mm) == 1
 
 
 def test_a_cpu_does_not_multiply_fp8_in_hardware() -> None:
