@@ -49,19 +49,34 @@ def _away(tensor: Tensor, weights: set[int]) -> Any:
     stream = _beside(tensor.device)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):
-        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        host.copy_(tensor, non_blocking=True)
+        dense = _without_gaps(tensor)
+        host = torch.empty_like(dense, device="cpu", pin_memory=True)
+        host.copy_(dense, non_blocking=True)
     tensor.record_stream(stream)  # its memory is given out again behind the copy only
-    return tensor.device, host
+    return tensor.device, host, tensor.stride()
 
 
 def _back(packed: Any) -> Tensor:
     if isinstance(packed, Tensor):
         return packed
-    device, host = packed
+    device, host, strides = packed
     torch.cuda.current_stream(device).wait_stream(_beside(device))
-    tensor: Tensor = host.to(device, non_blocking=True)
-    return tensor
+    return _laid_out(host.to(device, non_blocking=True), strides)
+
+
+def _without_gaps(tensor: Tensor) -> Tensor:
+    """Itself, or a copy of a view with gaps, as q, k and v are: between different layouts torch copies by way of memory that
+    isn't pinned, and waits."""
+    plain = torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    return tensor if plain else tensor.contiguous()
+
+
+def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """With ``strides``: compiled code counts on those that it saw."""
+    if tensor.stride() == strides or 0 in strides:
+        return tensor
+    empty = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return empty.copy_(tensor)
 
 
 @cache

@@ -195,7 +195,7 @@ def flash_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's attention over sequences of any length can be had: FlashAttention, on CUDA from Ampere on."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
-    if find_spec("torch.nn.attention.varlen") is None:  # torch 2.10 and up
+    if find_spec("torch.nn.attention.varlen") is None:  # torch 2.10; it takes a scale from 2.11 on
         return False
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return False

@@ -29,10 +29,11 @@ class Recomputed:
         # What hooks on the block put over its own tensors (the branch and its cast), and will have taken away by then.
         own = vars(self.block)
         over = {name: own[name] for name in self.block._parameters if name in own}
-        # Reentrant, it would give no gradient to an adapter behind an input that needs none.
-        return checkpoint(self._run, over, args, kwargs, use_reentrant=False)
+        # Reentrant, it would give no gradient to an adapter behind an input that needs none. Inputs one by one, for hooks of
+        # others to see what is kept of them: engine.offload moves it.
+        return checkpoint(self._run, over, kwargs, *args, use_reentrant=False)
 
-    def _run(self, over: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, over: dict[str, Any], kwargs: dict[str, Any], *args: Any) -> Any:
         own = vars(self.block)
         own |= over
         try:

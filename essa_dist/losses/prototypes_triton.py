@@ -96,18 +96,21 @@ def fused_compare(
         pairs, inv_teacher_temp = bias, 1 / targets.temp
         if targets.total is not None:
             targets.total.add_(teacher.sum(dim=0, dtype=torch.float32))
-    compare[(n_rows,)](
-        logits_NK,
-        losses_N,
-        teacher,
-        bias,
-        pairs,
-        n_prototypes,
-        1 / temp,
-        inv_teacher_temp,
-        amplify,
-        GIVEN=isinstance(targets, Given),
-        WIDTH=min(width, triton.next_power_of_2(n_prototypes)),
-        num_warps=8,
-    )
+    width = min(width, triton.next_power_of_2(n_prototypes))
+    with torch.cuda.device_of(logits_NK):  # Triton launches on the current GPU, whatever it is given
+        compare[(n_rows,)](
+            logits_NK,
+            losses_N,
+            teacher,
+            bias,
+            pairs,
+            n_prototypes,
+            1 / temp,
+            inv_teacher_temp,
+            amplify,
+            GIVEN=isinstance(targets, Given),
+            WIDTH=width,
+            # No two threads with the same element: one would read it when the other's gradient is there.
+            num_warps=max(1, min(8, width // 512)),
+        )
     return losses_N

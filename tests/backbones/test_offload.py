@@ -1,5 +1,6 @@
 """Activations in the host's memory: nothing changes but where they are."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -46,10 +47,31 @@ def test_it_ends_with_the_block_also_when_that_fails() -> None:
     assert kept
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x.transpose(0, 2),
+        lambda x: x.permute(2, 0, 3, 1)[1:],
+        lambda x: x[:, ::2],
+        lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    ],
+    ids=["whole", "turned", "as q of qkv", "every other", "expanded"],
+)
+def test_a_view_goes_without_gaps_and_comes_back_as_it_lay(view: Callable[[Tensor], Tensor]) -> None:
+    tensor = view(torch.randn(2, 3, 5, 7))
+    gone = torch.empty_like(dense := offloading._without_gaps(tensor)).copy_(dense)
+    assert gone.untyped_storage().nbytes() == 4 * tensor.numel()
+    back = offloading._laid_out(gone, tensor.stride())
+    assert torch.equal(back, tensor)
+    assert back.stride() == tensor.stride() or 0 in tensor.stride()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_gradients_are_equal_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offloading, "SMALLEST", 0)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # the patch embedding's gradient
     run = partial(gradients, device="cuda")
     for found, expected in zip(run(True), run(False), strict=True):
         assert torch.equal(found, expected)

@@ -180,9 +180,9 @@ def test_cuda_gives_what_a_pass_for_each_group_gives(dtype: torch.dtype) -> None
         made = backbone.each(*(Group(g.images.to("cuda", dtype), None) for g in groups()))
         sum(features.patches.float().square().sum() for features in made).backward()  # type: ignore[union-attr]
         found.append([f.cls for f in made] + [p.grad for p in backbone.vit.blocks.parameters()])
-    bound = 1e-5 if dtype == torch.float32 else 3e-2
+    bound = 1e-4 if dtype == torch.float32 else 3e-2
     for one, other in zip(*found, strict=True):
-        assert (one - other).abs().max() <= bound * other.abs().max()
+        assert (one - other).norm() <= bound * other.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

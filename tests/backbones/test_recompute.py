@@ -61,9 +61,22 @@ def test_stochastic_depth_and_dropout_draw_the_same_when_recomputed() -> None:
         torch.testing.assert_close(found[name], gradient, msg=name)
 
 
-def test_a_block_keeps_its_input_only() -> None:
+def test_a_block_keeps_its_input_only_and_lets_hooks_see_it() -> None:
     plain, recomputed = kept_bytes(tiny(False)), kept_bytes(tiny(True))
     assert recomputed < plain / 5
+    backbone, seen = tiny(True), set[int]()
+    inputs: set[int] = set()
+    for block in backbone.vit.blocks:
+        block.register_forward_pre_hook(lambda block, args: inputs.add(args[0].data_ptr()))
+
+    def see(tensor: Tensor) -> Tensor:
+        seen.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        _output = backbone(IMAGES)  # alive, as are the inputs
+        assert len(inputs) == len(backbone.vit.blocks)
+        assert inputs <= seen
 
 
 def test_hooks_on_a_block_run_once_and_those_inside_run_again() -> None:
