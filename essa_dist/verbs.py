@@ -6,6 +6,7 @@ with them raises ``essa_dist.errors.UsageError``, a ValueError with one line for
 """
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -322,7 +323,7 @@ def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any
     overrides: list[str] = []
     for word in words:
         is_yaml = word.endswith((".yaml", ".yml"))
-        if "=" in word and not (is_yaml and Path(word).is_file()):
+        if "=" in word and not (is_yaml and os.path.isfile(word)):
             overrides.append(word)
         elif verb.positional and not is_yaml and verb.positional not in values:
             values[verb.positional] = word
@@ -338,7 +339,7 @@ def sort_words(verb: Verb, words: list[str]) -> tuple[Path | None, dict[str, Any
 def _is_own(word: str, verb: Verb) -> bool:
     """Whether a word is of ``verb`` itself, where others' words stand beside its own."""
     key, equals, _ = word.partition("=")
-    if not equals or Path(word).is_file():
+    if not equals or os.path.isfile(word):  # Path's raises where a word is too long for a name
         return verb.has_file
     return key.partition(".")[0] in config_class(verb).model_fields
 

@@ -86,6 +86,12 @@ def test_words_are_sorted_into_file_value_and_overrides(tmp_path: Path) -> None:
         sort_words(verb, ["a.yaml", "b.yaml"])
 
 
+def test_a_setting_may_be_longer_than_any_file_is_named() -> None:
+    variants = "variants=" + "|".join(["engine.fast=false"] * 30)
+    assert sort_words(VERBS["bench compare"], [variants])[2] == [variants]
+    assert sort_words(Verb("", "", "", ""), [f"{variants}.yaml"])[2] == [f"{variants}.yaml"]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_verb_is_documented_with_its_call(name: str) -> None:
     assert f"{name}(" in (inspect.getdoc(getattr(verbs, name)) or "")
