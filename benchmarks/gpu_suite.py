@@ -4,15 +4,16 @@
     python benchmarks/gpu_suite.py --minutes 9                 # in slices, on a machine that is lent for minutes
     python benchmarks/gpu_suite.py --minutes 9 --wheels WHEELS # the same offline, with what that machine lacks
 
-A row is a command that writes JSON; this only runs them, one after another, within the time given. Rows that failed
-are tried again by the next call. Results: benchmarks/results/gpu/<row>.json.
+A row is a command that writes JSON; this only runs them, one after another, within the time given: what is not likely to
+end in it waits for the next call, as do rows that failed. The first rows are short and go through everything that may
+fail on a new GPU. Results: benchmarks/results/gpu/<row>.json, and what was said meanwhile in <row>.log.
 
 WHEELS is a folder of wheels that were brought along; those of packages that are missing are installed, none is replaced.
 Large ones may come in parts (split -b 50M NAME.whl NAME.whl.part-). On a machine with a network, fill it by
 
     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
-        --platform manylinux2014_x86_64 -d WHEELS -r <(grep -viE '^(torch|torchvision|triton|nvidia-[a-ce-z])' constraints.txt \\
-        | grep -viE '^deepspeed')
+        --platform manylinux2014_x86_64 -d WHEELS -r <(grep -vE \\
+        '^(torch|torchvision|triton|deepspeed|nvidia-(cu[a-z]+|nccl|nvjitlink|nvshmem|nvtx)(-[a-z0-9]+)?)==' constraints.txt)
     DS_BUILD_OPS=0 pip wheel --no-deps -w WHEELS "$(grep -i '^deepspeed==' constraints.txt)"   # it is published as source only
 
 and, for the row `reference`, WHEELS/reference by `pip download ... -d WHEELS/reference lightly-train` with all it needs.
@@ -40,6 +41,8 @@ class Row(NamedTuple):
     minutes: float
     """An estimate, of nothing that was measured, for an H100."""
     command: list[str]
+    ends: tuple[int, ...] = (0,)
+    """Exit codes that come with a result."""
 
 
 ESSA = [sys.executable, "-m", "essa_dist"]
@@ -63,6 +66,21 @@ def compare(name: str, batch: int, *words: str, rounds: int = 2) -> list[str]:
 def table(name: str, batch: int, kinds: str) -> list[str]:
     """Every adapter of ``kinds`` at the same batch, with sizes, and the largest batch that each can take."""
     return compare(name, batch, f"adapters={kinds}", "largest=true", "sizes=true", "steps=10", rounds=1)
+
+
+def gpu_tests() -> list[str]:
+    """The tests that need a GPU; the files are named, for to look into all of them takes a minute."""
+    files = [
+        file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text("utf-8")
+    ]
+    words = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    return [sys.executable, *words, *(str(file.relative_to(ROOT)) for file in files)]
+
+
+def smoke(*variants: str) -> Row:
+    """A few steps of a small model with each of ``variants``: what fails on this GPU, fails here in seconds."""
+    words = ["adapters=apla", f"variants={'|'.join(variants)}", "warmup=2", "steps=3"]
+    return Row(0.4 * len(variants), compare(S, 4, *words, rounds=1))
 
 
 def items(name: str, batch: int, *settings: str) -> list[str]:
@@ -110,18 +128,26 @@ L, G, B, S = "dinov2_vitl14", "dinov2_vitg14", "dinov2_vitb14", "dinov2_vits14"
 HUGE = "vit_7b_patch16_dinov3"
 
 ROWS: dict[str, Row] = {
+    "pytest_gpu": Row(4, gpu_tests(), ends=(0, 1)),  # 1: some failed, which is a result
+    "peaks": Row(1, [*ESSA, "bench", "peaks", "device=cuda", "--json"]),
+    "smoke": smoke(
+        "engine.fast=true", "engine.fast=false", "engine.trunk=fp8", "engine.trunk=int8", "engine.trunk=nf4", "engine.keep=8bit",
+        "engine.offload=true", "engine.recompute=blocks",
+    ),
+    "smoke_compiled": smoke(
+        "engine.compile=auto", "engine.compile=auto engine.trunk=fp8",
+        "engine.compile=auto engine.keep=8bit engine.recompute=mlp engine.offload=true",
+    ),
     "fast_vitl14": Row(5, compare(L, 32, "adapters=full,apla", "variants=engine.fast=true|engine.fast=false")),
     "fp8_vitl14": Row(5, compare(L, 32, "adapters=full,apla", "variants=engine.trunk=precision|engine.trunk=fp8")),
     "fp8_step_vitl14": Row(2, step(L, 64, "adapter=apla", "engine.trunk=fp8", "engine.compile=auto")),
     "step_vitl14": Row(2, step(L, 64, "adapter=apla", "engine.compile=auto")),
-    "pytest_gpu": Row(6, [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]),
     "items_vitl14": Row(9, items(L, 32, "engine.pack=false", "engine.compile=auto", "engine.keep=8bit", "engine.recompute=mlp")),
     "items_memory_vitl14": Row(8, items(L, 32, "engine.offload=true", "engine.recompute=blocks", "engine.trunk=int8", "engine.trunk=nf4")),
     "plan_vitl14": Row(5, planned("--models", B, L, "--batch", "16", "--adapters", "apla", "full", "--checkpointing", "false")),
     "memory_vitl14": Row(1, [*ESSA, "bench", "memory", *model(L, 8), "device=cuda", "adapters=full,apla", "--json"]),
     "head": Row(2, [*ESSA, "bench", "head", *model(L, 32), "device=cuda", "--json"]),
     "attention": Row(2, [*ESSA, "bench", "attention", *model(L, 32), "device=cuda", "--json"]),
-    "peaks": Row(1, [*ESSA, "bench", "peaks", "device=cuda", "--json"]),
     "vitg14_in_24gb": Row(3, within(24, step(G, 8, "adapter=apla", "engine.keep=8bit", "engine.recompute=mlp"))),
     "vit7b_quantised": Row(8, step(HUGE, 2, "adapter=apla", "engine.trunk=nf4", "engine.recompute=blocks", "steps=5")),
     "plan_items": Row(8, planned("--models", L, "--batch", "16", "--adapters", "apla", "--checkpointing", "false", "true", "--fast", "true", "false")),
@@ -133,7 +159,8 @@ ROWS: dict[str, Row] = {
     "finetune_vitl14": Row(4, finetuning(L, 64)),
     "finetune_vits14": Row(3, finetuning(S, 64)),
     "bench_data": Row(5, [*ESSA, "bench", "data", "--json"]),
-    "data_wait": Row(5, script("data_wait")),
+    "data_wait": Row(4, script("data_wait", "--decoders", "torchvision")),
+    "data_wait_dali": Row(4, script("data_wait", "--decoders", "dali")),
     "scale_one": Row(4, [
         *ESSA, "scale", *model(L, 32), "data.train=assets/blood_cells:unlabelled", "sizes=1", "predict=4,8,16,64",
         "strategy=ddp,zero2,fsdp2", "rounds=1", "out=runs/gpu_scale", "overwrite=true", "--json",
@@ -159,26 +186,43 @@ GRACE_S = 45
 """How long a row that is out of time may take to save what it has."""
 
 
-def run(row: str, command: list[str], timeout_s: float) -> str:
-    """Run one row and keep its result; what became of it, in words."""
-    out = RESULTS / f"{row}.json"
+def run(row: str, command: list[str], timeout_s: float, ends: tuple[int, ...] = (0,)) -> str:
+    """Run one row and keep its result, and what it said; what became of it, in words."""
+    out, part = RESULTS / f"{row}.json", RESULTS / f"{row}.part"
     if command[1].startswith("benchmarks/") and "--json" not in command:
-        command = [*command, "--out", str(out)]
+        command = [*command, "--out", str(part)]  # some write there as they go
     begin = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    # Where the package isn't installed, the scripts of this folder are to find it too.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (RESULTS / f"{row}.log").open("w+", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=log,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            return f"out of time after {timeout_s:.0f} s; call again"
+        log.write(said)
+        log.seek(0)
+        lines = [line for line in log.read().splitlines() if line.strip()]
+    if process.returncode not in ends or not said.strip():
+        return f"failed ({process.returncode}): {lines[-1] if lines else 'no output'}"
+    found = last_word(said)
+    if part.exists():
+        part.replace(out)
+    else:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+    return f"done in {time.monotonic() - begin:.0f} s{shortfall(found)}"
+
+
+def shortfall(found: object) -> str:
+    """What a row that has a result couldn't do, in words."""
+    failed = found.get("failed") if isinstance(found, dict) else None
+    return (
+        "".join(f"; {name} failed: {why}" for name, why in failed.items()) if isinstance(failed, dict) else ""
     )
-    try:
-        said, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        stop(process)
-        return f"out of time after {timeout_s:.0f} s; call again"
-    if process.returncode:
-        last = (errors.strip() or "no output").splitlines()[-1]
-        return f"failed ({process.returncode}): {last}"
-    if not out.exists():
-        out.write_text(json.dumps(last_word(said), indent=1) + "\n")
-    return f"done in {time.monotonic() - begin:.0f} s"
 
 
 def last_word(said: str) -> object:
@@ -201,10 +245,13 @@ def bring(wheels: Path) -> None:
     install = ["-m", "pip", "install", "--no-index", "--no-deps"]
     if missing:
         subprocess.run([sys.executable, *install, *map(str, missing)], check=True)
-    if (wheels / "reference").is_dir() and not REFERENCE.exists():
+    brought = sorted((wheels / "reference").glob("*.whl"))
+    if brought and not list(REFERENCE.glob("lib/*/site-packages/lightly_train-*")):
         subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(REFERENCE)], check=True)
-        brought = map(str, sorted((wheels / "reference").glob("*.whl")))
-        subprocess.run([str(REFERENCE / "bin" / "python"), *install, *brought], check=True)
+        # This may be an environment itself, of which the new one sees nothing: torch is not brought along twice.
+        (packages,) = REFERENCE.glob("lib/*/site-packages")
+        (packages / "outside.pth").write_text("\n".join(filter(os.path.isdir, sys.path[1:])) + "\n")
+        subprocess.run([str(REFERENCE / "bin" / "python"), *install, *map(str, brought)], check=True)
 
 
 def is_installed(package: str) -> bool:
@@ -215,12 +262,23 @@ def is_installed(package: str) -> bool:
 
 def stop(process: "subprocess.Popen[str]") -> None:
     """Ask a row to save and end; then end it and all that it has started."""
+    import psutil  # may have been brought along
+
+    below = psutil.Process(process.pid).children(recursive=True)  # ranks lead sessions of their own
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=GRACE_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for one in below:
+        with suppress(psutil.Error):
+            one.kill()
     process.communicate()
+
+
+def fits(row: Row, left_s: float, started: bool) -> bool:
+    """Whether to begin it. The first of a call always: minutes are estimates, and a short slice would never come to it."""
+    return left_s > 20 and (not started or 60 * row.minutes <= left_s)
 
 
 def main() -> int:
@@ -238,17 +296,23 @@ def main() -> int:
     if args.wheels is not None and not args.wheels.is_dir():
         parser.error(f"--wheels {args.wheels} is no folder")
     if args.wheels is not None and not args.list:
-        bring(args.wheels)
+        try:
+            bring(args.wheels)
+        except subprocess.CalledProcessError as error:
+            parser.exit(1, f"--wheels {args.wheels}: {error}\n")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    deadline, failed = time.monotonic() + 60 * args.minutes, 0
+    begin, failed, started = time.monotonic(), 0, False
     for row in args.rows or ROWS:
         if (RESULTS / f"{row}.json").exists():
             print(f"{row}: already there", flush=True)
         elif args.list:
             print(f"{row}: to do, some {ROWS[row].minutes:g} min: {' '.join(ROWS[row].command[1:])}")
         else:
-            left = deadline - time.monotonic()
-            outcome = run(row, ROWS[row].command, left) if left > 20 else "no time left; call again"
+            left = 60 * args.minutes - (time.monotonic() - begin)
+            if fits(ROWS[row], left, started):
+                outcome, started = run(row, ROWS[row].command, left, ROWS[row].ends), True
+            else:
+                outcome = "no time left; call again"
             failed += not outcome.startswith("done")
             print(f"{row}: {outcome}", flush=True)
     return int(failed > 0)
