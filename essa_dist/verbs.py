@@ -95,7 +95,7 @@ VERBS: dict[str, Verb] = {
         "essa_dist.planning.plan",
         "plan",
         "essa_dist.planning.config:PlanConfig",
-        "say what an adaptation will take on any device: memory by term, speed, hours, cost; no GPU is needed",
+        "say what a run of adapt or finetune will take on any device: memory by term, speed, hours, cost; no GPU is needed",
         example="essa plan configs/vitl_apla.yaml devices=h100,8xl4 images=100000",
         others="run",
         has_file=False,

@@ -32,6 +32,7 @@ LAYERS = [
     {"distributed"},
     {"tasks", "evaluation", "export"},
     {"engine"},
+    {"planning.forecast"},
     {"finetune"},
     {"report"},
     {"planning"},

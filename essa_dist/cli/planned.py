@@ -20,8 +20,9 @@ def planned(result: Mapping[str, Any]) -> str:
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     r = result
+    task = f"{r['task']}, " if "task" in r else ""
     yield (
-        f"{r['model']} + {r['adapter']}: {_count(r['trained_trunk'])} of the trunk and {_count(r['trained_heads'])} of the heads "
+        f"{r['model']} + {r['adapter']}: {task}{_count(r['trained_trunk'])} of the trunk and {_count(r['trained_heads'])} of the heads "
         f"trained, {_count(r['frozen'])} frozen; {r['precision']}, {r['crops']}, batch {r['batch_size']}"
         + (f" in {r['accumulate']} micro-batches" if r["accumulate"] > 1 else "")
     )
@@ -40,6 +41,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"what dominates: {r['dominates']}, {largest / GIB:.2f} GiB"
     if r["steps"] is None:
         yield "hours and cost: say how many images there are (images=100000) or the duration in updates"
+    if "task" in r:
+        yield "hours are of training alone: predicting the validation images comes on top"
     yield "speeds are a prediction (40 to 75 % of the roofline) and prices an assumption: price=... sets yours"
     if r["picture"]:
         yield f"written: {r['picture']}"

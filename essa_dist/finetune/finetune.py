@@ -34,6 +34,7 @@ from essa_dist.finetune.sets import LabelledSet, Role, open_sets
 from essa_dist.finetune.start import put_adapter, start_model
 from essa_dist.finetune.validation import Validation
 from essa_dist.objectives import StepValues
+from essa_dist.planning.forecast import Forecast
 from essa_dist.runfolder import EVALUATION, result_checkpoint
 from essa_dist.settings import Config
 from essa_dist.tasks import Task
@@ -47,7 +48,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Returns the summary of the run (``engine.words.summary``) with ``task``, ``target_metric``, ``best_step``, the
     scores of the test images as ``test`` and the file of their predictions. Raises what ``adapt`` raises.
     """
-    with stop_signals() as signals:
+    with stop_signals() as signals, Forecast(config):
         return run_job(Finetuning(config), signals)
 
 

@@ -9,7 +9,7 @@ Cut Cross-Entropy, arXiv:2411.09009.
 Shapes: N student rows, n of them at a time, T teacher rows, D bottleneck, K prototypes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from essa_dist.kernels import works
+from essa_dist.losses.slices import cut, spans
 
 BLOCK = 1024
 """Student rows whose logits exist at a time, in the precision of the computation: 134 MB of 65,536 in 16 bits."""
@@ -131,7 +132,7 @@ class _PrototypeLoss(torch.autograd.Function):
         scaled_ND = (rows_ND * (factors_N / largest)[:, None]).to(rows_ND.dtype)
         for start, stop in spans(len(rows_ND), BLOCK):
             logits_nK = rows_ND[start:stop] @ weight_KD.T
-            for at, part in _cut(targets, start, stop):
+            for at, part in cut(targets, start, stop):
                 mine = slice(at - start, at - start + part.size())
                 losses_N[at : at + part.size()] = compare_(logits_nK[mine], part, temp=temp)
             if backward:  # the logits are gone, here is their gradient
@@ -221,18 +222,3 @@ def _compare_in_slices(logits_NK: Tensor, targets: Given | Logits, temp: float) 
         losses_N[start:stop] = (total_n1.log() - chosen_n1).squeeze(1)
         logits_NK[start:stop] = p_nK.mul_(AMPLIFY / total_n1).sub_(q_nK.mul_(AMPLIFY / mass_n1))
     return losses_N
-
-
-def spans(size: int, step: int) -> Iterator[tuple[int, int]]:
-    """Beginning and end of each ``step`` of ``size``."""
-    return ((start, min(start + step, size)) for start in range(0, size, step))
-
-
-def _cut(targets: Sequence[Given | Made], start: int, stop: int) -> Iterator[tuple[int, Given | Made]]:
-    """What of ``targets`` belongs to the rows from ``start`` to ``stop``, each with its first row."""
-    begin = 0
-    for one in targets:
-        low, high = max(start, begin), min(stop, begin + one.size())
-        if low < high:
-            yield low, one.part(low - begin, high - begin)
-        begin += one.size()

@@ -13,7 +13,8 @@ from torch import Tensor
 from essa_dist.backbones.vit import Features
 from essa_dist.heads.dino import Apart
 from essa_dist.losses.centering import column_sums
-from essa_dist.losses.prototypes import PIECE, Given, Made, prototype_loss, spans
+from essa_dist.losses.prototypes import PIECE, Given, Made, prototype_loss
+from essa_dist.losses.slices import spans
 from essa_dist.objectives.accumulation import Known, TeacherRows
 
 if TYPE_CHECKING:
@@ -123,5 +124,5 @@ def _teacher_heads(objective: "DINOv2Objective", teacher: TeacherRows) -> tuple[
 
 def pieces(apart: Apart) -> Iterator[Tensor]:
     """Its logits, some rows at a time; of no rows one empty piece."""
-    for start, stop in list(spans(len(apart.rows), PIECE)) or [(0, 0)]:
+    for start, stop in spans(max(1, len(apart.rows)), PIECE):
         yield apart.rows[start:stop] @ apart.weight.T

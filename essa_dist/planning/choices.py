@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from essa_dist.engine.config import RunConfig
+from essa_dist.engine.config import JobConfig
 from essa_dist.engine.saving.staging import BLOCK
 from essa_dist.planning.devices import CPU, Device, Interconnect
 from essa_dist.planning.fake import Seen, see_step
@@ -14,6 +14,7 @@ from essa_dist.planning.memory import STANDING, Memory, Peak
 from essa_dist.planning.sets import nbytes
 from essa_dist.planning.sizes import Load
 from essa_dist.planning.speed import Speed, Work
+from essa_dist.planning.subject import subject_of
 
 GIB, MIB = 2**30, 2**20
 CPU_LOSS = 0.15
@@ -63,16 +64,19 @@ class Row:
 class Choices:
     """Everything that can be asked of one run."""
 
-    def __init__(self, run: RunConfig, network: Interconnect, *, per_machine: int) -> None:
-        self.run, self.network, self.per_machine = run, network, per_machine
+    def __init__(
+        self, run: JobConfig, network: Interconnect, *, per_machine: int, classes: int | None = None
+    ) -> None:
+        """``classes``: see :func:`~.subject.subject_of`."""
+        self.run, self.network, self.per_machine, self.classes = run, network, per_machine, classes
+        self.subject = subject_of(run, classes)
         self._seen: dict[tuple[bool, bool], Seen] = {}
 
     spread = LAYOUTS[1:]
 
     def with_batch(self, batch_size: int) -> "Choices":
         """The same run with another batch; what was seen of a step holds for it too."""
-        run = self.run.model_copy(update={"batch_size": batch_size})
-        other = Choices(run, self.network, per_machine=self.per_machine)
+        other = self._with(self.run.model_copy(update={"batch_size": batch_size}))
         other._seen = self._seen
         return other
 
@@ -81,15 +85,12 @@ class Choices:
         gpu = case.name != CPU
         fp8 = "fp8" in case.device.tflops and self.run.engine.trunk == "fp8"
         if (gpu, fp8) not in self._seen:
-            self._seen[gpu, fp8] = see_step(self.run, gpu=gpu, fp8=fp8)
+            self._seen[gpu, fp8] = see_step(self.run, gpu=gpu, fp8=fp8, classes=self.classes)
         return self._seen[gpu, fp8]
 
     def load(self, case: Case, images: float) -> Load:
         """A micro-batch of ``images``."""
-        masks, crops = self.run.data.masks, self.run.data.crops
-        share = masks.probability * (masks.ratio_min + masks.ratio_max) / 2
-        patches = (crops.global_size // self.seen(case).patch_size) ** 2
-        return Load(images, 2 * images * patches * share if self.run.objective.ibot_weight else 0.0)
+        return Load(images, images * self.subject.masked(self.seen(case).patch_size))
 
     def tflop_per_image(self, case: Case) -> float:
         """Products of matrices, over the whole step."""
@@ -186,7 +187,7 @@ class Choices:
         assert row.speed is not None
         now = row.speed.seconds[0]
         found: list[tuple[float, str]] = []
-        for setting, choices, recompute in self._leaner():
+        for setting, choices, recompute in self.leaner:
             for accumulate in [k for k in range(self.run.accumulate, whole + 1) if whole % k == 0]:
                 memory = Memory(choices.seen(case), accumulate, recompute=recompute)
                 images = whole // accumulate
@@ -201,25 +202,42 @@ class Choices:
             return replace(row, ways=[self._last_resort])
         return replace(row, ways=[words for _, words in sorted(found)[:2]])
 
-    def _leaner(self) -> Iterator[tuple[str, "Choices", bool]]:
-        """Settings that keep less for the backward pass: as words, what can be asked of a run with them, and whether blocks are
-        to be taken out of a step that was seen without. A step of each other one is seen anew: seconds."""
+    @cached_property
+    def leaner(self) -> tuple["Leaner", ...]:
+        """Settings that keep less for the backward pass. A step of each that is not computed from this one is seen anew:
+        seconds, once for all devices."""
+        return tuple(self._find_leaner())
+
+    def _find_leaner(self) -> Iterator["Leaner"]:
         engine = self.run.engine
-        yield "", self, False
+        yield Leaner("", self, False)
         if engine.fast and engine.keep == "exact":
-            yield "engine.keep=8bit", self._with_engine(keep="8bit"), False
+            yield Leaner("engine.keep=8bit", self._with_engine(keep="8bit"), False)
         if self.run.backbone.checkpoint_activations or engine.recompute != "none":
             return
         if engine.fast:
-            yield "engine.recompute=mlp", self._with_engine(recompute="mlp"), False
-        yield "backbone.checkpoint_activations=true", self, True
+            yield Leaner("engine.recompute=mlp", self._with_engine(recompute="mlp"), False)
+        yield Leaner("backbone.checkpoint_activations=true", self, True)
 
     def _with_engine(self, **changes: Any) -> "Choices":
         engine = self.run.engine.model_copy(update=changes)
-        run = self.run.model_copy(update={"engine": engine})
-        return Choices(run, self.network, per_machine=self.per_machine)
+        return self._with(self.run.model_copy(update={"engine": engine}))
+
+    def _with(self, run: JobConfig) -> "Choices":
+        return Choices(run, self.network, per_machine=self.per_machine, classes=self.classes)
 
     @cached_property
     def _last_resort(self) -> str:
         smaller = "adapter=apla, " if self.run.adapter.model_dump()["kind"] == "full" else ""
         return f"nothing that keeps the batch: {smaller}more ranks with fsdp2, or a smaller backbone"
+
+
+class Leaner(NamedTuple):
+    """A way to keep less."""
+
+    setting: str
+    """In words; empty: as it is."""
+    choices: Choices
+    """What can be asked of a run with it ..."""
+    recompute: bool
+    """... and whether blocks are to be taken out of its step, which was seen without."""

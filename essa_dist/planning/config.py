@@ -1,26 +1,25 @@
 """What ``essa plan`` can be told."""
 
-from typing import Annotated, Any
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from essa_dist.settings import Config
-
-
-def several(value: Any) -> Any:
-    """``a,b`` as a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(several)]
+from essa_dist.settings.words import Several
 
 
 class PlanConfig(Config):
-    """Words that are not named here are those of `essa adapt`: its config file and settings. Needs no GPU and no data."""
+    """Words that are not named here are those of `essa adapt` or `essa finetune`: its config file and settings. Needs no GPU
+    and no data."""
 
     run: tuple[str, ...] = ()
-    """The words of an `essa adapt`, given as they are."""
-    devices: Names = ()
+    """The words of the run, given as they are."""
+    verb: Literal["auto", "adapt", "finetune"] = "auto"
+    """Whose words they are; auto: of `essa finetune` if one of them, or a key of the file, is a setting that it alone has
+    (model, keep_adapter, task, head, decoder, mixing, validation, test)."""
+    classes: int | None = Field(None, ge=1)
+    """Of the labels of an `essa finetune`, with a mask's background (null: as `data.train` says, where it is there)."""
+    devices: Several[str] = ()
     """What to run on, as `h100,8xa100`: devices of the table, with the number of ranks in front (none named: each GPU of the
     table alone). Names: a100, h100, h200, l4, l40s, rtx4090, rtx5090, mi300x, cpu."""
     ranks: int = Field(8, ge=2)
@@ -32,7 +31,8 @@ class PlanConfig(Config):
     per_machine: int = Field(8, ge=1)
     """Devices of one machine, which are joined by the link of the device itself."""
     images: int | None = Field(None, ge=1)
-    """Images of the training set, for the hours of a duration in epochs (null: as `data.train` says, where it is there)."""
+    """Images of the training set, for the hours of a duration in epochs; of labelled ones `data.fraction` or `data.shots` is
+    taken (null: as `data.train` says, where it is there)."""
     price: float | None = Field(None, ge=0)
     """What one device costs an hour, in any currency (null: the table's, which are assumptions)."""
     picture: str = ""

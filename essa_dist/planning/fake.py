@@ -12,23 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from essa_dist.adapters import inject_adapter
-from essa_dist.backbones.build import build_architecture
 from essa_dist.backbones.quantised import FP8Linear
-from essa_dist.data.batch import Batch, check_channels
-from essa_dist.data.views import N_GLOBAL
 from essa_dist.distributed.strategies import Clipping
 from essa_dist.distributed.strategies.replicated import Replicated
 from essa_dist.engine.build import DTYPES
-from essa_dist.engine.config import RunConfig
+from essa_dist.engine.config import JobConfig
 from essa_dist.engine.fast import make_ready
 from essa_dist.engine.loss_scale import LossScale
 from essa_dist.engine.optim import build_optimizer
 from essa_dist.engine.step import train_step
-from essa_dist.objectives import DINOv2Objective, StepValues
+from essa_dist.losses.slices import going
+from essa_dist.objectives import Objective, StepValues
 from essa_dist.planning.sets import ParameterSets, parameter_sets, units_of
 from essa_dist.planning.sizes import IMAGES
-from essa_dist.planning.slices import in_slices
+from essa_dist.planning.slices import CountedSlices
+from essa_dist.planning.subject import Subject, subject_of
 from essa_dist.planning.tracker import Tracker
 
 VALUES = StepValues(lr=1e-3, head_lr=1e-3, weight_decay=0.0, head_weight_decay=0.0, adapter_frozen=False)
@@ -77,54 +75,54 @@ class Alone(Replicated):
         return super().update(scale=scale, held=held)
 
 
-def see_step(config: RunConfig, *, gpu: bool, fp8: bool = False) -> Seen:
+def see_step(config: JobConfig, *, gpu: bool, fp8: bool = False, classes: int | None = None) -> Seen:
     """Build and make one step of ``config`` on fake tensors. ``gpu``: with the attention that is chosen there.
-    ``fp8``: and it multiplies in 8 bits.
+    ``fp8``: and it multiplies in 8 bits. ``classes``: see :func:`~.subject.subject_of`.
 
     Seconds, whatever the batch. Raises UsageError for a model or adapter that can't be built.
     """
-    check_channels(config.backbone.in_chans)
-    with torch.device("meta"):
-        backbone = build_architecture(config.backbone)
-    dtype, tracker = DTYPES[config.precision], Tracker(truth=False)
+    subject = subject_of(config, classes)
+    dtype, tracker = DTYPES[config.precision], Tracker(truth=False, reorders=not gpu)
     rng = torch.get_rng_state()
     try:
-        # Values don't matter, and a meta tensor has none to be decomposed.
-        plain = {"init": "default"} if "init" in type(config.adapter).model_fields else {}
-        inject_adapter(backbone, config.adapter.model_copy(update=plain), seed=config.seed)
+        backbone = subject.trunk()
+        if not gpu:
+            subject.bring()
         rss = float(psutil.Process().memory_info().rss)
-        with FakeTensorMode(), tracker:
+        # Tasks have tensors of their own, some numbers each.
+        with FakeTensorMode(allow_non_fake_inputs=True), tracker:
             backbone._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # type: ignore[no-untyped-call]
-            objective = DINOv2Objective(backbone, config.objective, compute_dtype=dtype)
+            objective = subject.objective(backbone, dtype)
             make_ready(objective, config.engine, dtype)
             for layer in objective.modules():
                 if isinstance(layer, FP8Linear):
                     layer.scaled = gpu and fp8
             objective.train()
-            return _step(config, objective, tracker, gpu=gpu, rss=rss)
+            return _step(subject, objective, tracker, gpu=gpu, rss=rss)
     finally:
         torch.set_rng_state(rng)
 
 
-def _step(config: RunConfig, objective: DINOv2Objective, tracker: Tracker, *, gpu: bool, rss: float) -> Seen:
-    backbone, branches = objective.backbone, objective.branches
+def _step(subject: Subject[Any], objective: Objective, tracker: Tracker, *, gpu: bool, rss: float) -> Seen:
+    config: JobConfig = subject.run
+    backbone, branches, dtype = objective.backbone, objective.branches, DTYPES[config.precision]
     optimizer = build_optimizer(branches.students, config.optim, depth=len(backbone.vit.blocks))
     strategy = Alone(tracker)
     strategy.prepare(objective, optimizer, Clipping(config.optim.clip, config.optim.clip_over), micro_batch=1)
     _remember(optimizer, branches.students.values())
     micro_batches = min(2, config.accumulate)
     sets = parameter_sets(objective, optimizer)
-    batch = make_batch(config, micro_batches * IMAGES, backbone.patch_size)
+    batch = subject.batch(micro_batches * IMAGES, backbone, dtype)
     tracker.know(sets.frozen, "trunk")
     tracker.know(sets.trained, "trained tensors")
     tracker.know(sets.teacher, "branches")
     tracker.know(sets.moments, "optimizer")
-    tracker.know((batch.global_crops, batch.local_crops, batch.masks), "images")
+    tracker.know((getattr(batch, name) for name in batch.AXES), "images")
     for student in branches.students.values():
         if student.requires_grad:
             student.register_post_accumulate_grad_hook(lambda p: tracker.know([p.grad], "gradients"))
     tracker.truth = tracker.recording = True
-    with in_slices(tracker), _watched(objective, tracker, gpu=gpu) as passes:
+    with going(CountedSlices(tracker)), _watched(objective, tracker, gpu=gpu) as passes:
         train_step(
             strategy,
             batch,
@@ -133,10 +131,13 @@ def _step(config: RunConfig, objective: DINOv2Objective, tracker: Tracker, *, gp
             loss_scale=LossScale(enabled=config.precision == "fp16"),
             diagnose=False,
         )
+        counted = {name: (a // micro_batches, b // micro_batches) for name, (a, b) in passes.items()}
+        tracker.enter("between")
+        subject.look(objective, backbone, dtype)
     tracker.recording = False
-    counted = {name: (a // micro_batches, b // micro_batches) for name, (a, b) in passes.items()}
     offloads = gpu and config.engine.fast and config.engine.offload
-    return Seen(tracker, sets, counted, backbone.patch_size, micro_batches, rss, objective.surveys, offloads)
+    surveys = subject.surveys(objective)
+    return Seen(tracker, sets, counted, backbone.patch_size, micro_batches, rss, surveys, offloads)
 
 
 def _remember(optimizer: torch.optim.Optimizer, students: Any) -> None:
@@ -147,24 +148,8 @@ def _remember(optimizer: torch.optim.Optimizer, students: Any) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def make_batch(config: RunConfig, images: int, patch_size: int) -> Batch:
-    """A normalised batch of the shapes that ``config`` trains on."""
-    crops, dtype = config.data.crops, DTYPES[config.precision]
-    pixels = (config.backbone.in_chans,)
-    size, small = crops.global_size, crops.local_size
-    return Batch(
-        global_crops=torch.empty(N_GLOBAL, images, *pixels, size, size, dtype=dtype),
-        local_crops=torch.empty(crops.n_local, images, *pixels, small, small, dtype=dtype),
-        masks=torch.empty(N_GLOBAL, images, (size // patch_size) ** 2, dtype=torch.bool),
-        keys=(),
-        step=0,
-    )
-
-
 @contextmanager
-def _watched(
-    objective: DINOv2Objective, tracker: Tracker, *, gpu: bool
-) -> Iterator[dict[str, tuple[int, int]]]:
+def _watched(objective: Objective, tracker: Tracker, *, gpu: bool) -> Iterator[dict[str, tuple[int, int]]]:
     """Inside, the tracker is told which crops and blocks run; the dict is filled with the passes of each unit."""
     passes: dict[str, tuple[int, int]] = {}
     hooks: list[Any] = [*_watch_crops(objective.backbone, tracker), *_watch_blocks(objective, tracker)]
@@ -196,7 +181,7 @@ def _watch_crops(backbone: nn.Module, tracker: Tracker) -> Iterator[Any]:
     yield backbone.register_forward_hook(leave, always_call=True)
 
 
-def _watch_blocks(objective: DINOv2Objective, tracker: Tracker) -> Iterator[Any]:
+def _watch_blocks(objective: Objective, tracker: Tracker) -> Iterator[Any]:
     numbers = itertools.count(1)
 
     def enter(*_: Any) -> None:

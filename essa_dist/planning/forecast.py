@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 
 from essa_dist.distributed.environment import wanted
-from essa_dist.engine.config import RunConfig
+from essa_dist.engine.config import JobConfig
 from essa_dist.errors import OutOfMemory
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ ANSWER_S = 120.0
 class Forecast:
     """A context manager around a run. Does nothing without a GPU. Raises OutOfMemory where torch runs out of it."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: JobConfig) -> None:
         self.config = config
         self.on_gpu = config.device != "cpu" and torch.cuda.is_available()
         self._process: subprocess.Popen[str] | None = None
@@ -68,7 +68,7 @@ class Forecast:
         launcher = ("RANK", "WORLD_SIZE", "LOCAL_", "ACCELERATE_", "FSDP_", "MASTER_", "TORCHELASTIC_")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "essa_dist.planning.forecast"],
+            [sys.executable, "-m", "essa_dist.planning.answer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -121,34 +121,3 @@ def layout_name() -> str:
     else:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     return f"zero{stage}"
-
-
-def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """The plan of one run on the GPU that it is on."""
-    from essa_dist.planning.choices import Case, Choices
-    from essa_dist.planning.devices import known_as, read_table
-
-    table = read_table()
-    run = RunConfig.model_validate(question["config"])
-    name = known_as(question["name"], table)
-    entry = table.device(name or "a100").model_copy(update={"memory_gib": question["memory"] / GIB})
-    choices = Choices(run, table.interconnect("infiniband_ndr"), per_machine=8)
-    case = Case(name or "gpu", question["ranks"], entry, 0.0)
-    row = choices.row(case, question["layout"])
-    if row.problem:
-        raise SystemExit(row.problem)
-    # What is held to fit, and yet didn't, needs ways out as well.
-    least = entry.model_copy(update={"memory_gib": min(entry.memory_gib, 0.85 * row.needs / GIB)})
-    ways = choices.with_ways(case._replace(device=least), row).ways
-    return {
-        "needs": row.needs,
-        "memory": question["memory"],
-        "name": question["name"],
-        "terms": row.terms,
-        "dominates": row.dominates,
-        "ways": ways,
-    }
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(answer(json.load(sys.stdin))))

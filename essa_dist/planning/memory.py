@@ -17,6 +17,8 @@ from essa_dist.planning.tracker import CASTS, HEADS, TEMPORARY, Block
 STANDING = ("trunk", "trained tensors", "branches", "optimizer", "images")
 """Terms that are there all the time."""
 ACTIVATIONS = "activations"
+VALIDATION = "validation"
+"""What predicting its images takes, which is no part of a step; in a step there is none of it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def term_of(block: Block) -> str:
     """What a storage is. What outlives the pass that made it was kept for the backward pass."""
     if block.term:
         return block.term
+    if block.phase == "between":
+        return VALIDATION
     if block.phase != "forward":
         return TEMPORARY
     if block.where == HEADS:

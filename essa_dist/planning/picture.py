@@ -39,7 +39,7 @@ def draw(path: Path, choices: Choices, row: Row, case: Case) -> None:
         if row.layout != "none" and 0 < case.memory / GIB < 2 * total[top]:
             axes.axhline(case.memory / GIB, color="#b3261e", linewidth=1, linestyle="--")
         axes.set(
-            title=f"{run.backbone.name}, batch {run.batch_size}, {row.layout} on {case.ranks} x {case.device.name}",
+            title=f"{choices.subject.facts()['model']}, batch {run.batch_size}, {row.layout} on {case.ranks} x {case.device.name}",
             ylabel="GiB of a rank",
             xlabel="allocations of one step: forward, backward, update",
             xlim=(0, len(total)),

@@ -1,21 +1,21 @@
 """``essa plan``: what a run will take, device by device and layout by layout, before any of it is booked."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from essa_dist.adapters import label
-from essa_dist.data.manifest import MANIFEST_FILE
 from essa_dist.engine.build import DTYPES
-from essa_dist.engine.config import RunConfig
+from essa_dist.engine.config import JobConfig, RunConfig
 from essa_dist.engine.schedules import in_steps
-from essa_dist.errors import EssaError, UsageError
+from essa_dist.errors import UsageError
 from essa_dist.planning.choices import Case, Choices, Row
 from essa_dist.planning.config import PlanConfig
 from essa_dist.planning.devices import CPU, measured_cpu, parse, read_table
 from essa_dist.planning.sets import nbytes
+from essa_dist.planning.subject import subject_of
 from essa_dist.settings import load
+from essa_dist.settings.files import read_tree
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
@@ -25,13 +25,13 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     the first device.
     """
     begin = time.perf_counter()
-    run = read_words(config.run)
+    run = read_run(config.run, config.verb)
     table = read_table(config.table)
     network = table.interconnect(config.interconnect)
     wanted = [parse(word, table) for word in config.devices or [n for n in table.devices if n != CPU]]
     dtype = DTYPES[run.precision]
-    choices = Choices(run, network, per_machine=config.per_machine)
-    images = config.images or _images(run)
+    choices = Choices(run, network, per_machine=config.per_machine, classes=config.classes)
+    images = choices.subject.samples(config.images)
     rows = []
     for name, count, device in wanted:
         device = measured_cpu(device, dtype) if name == CPU else device
@@ -56,7 +56,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
 
         draw(Path(config.picture), choices, rows[0][1], first)
     return {
-        **facts_of(run),
+        **choices.subject.facts(),
         "trained_trunk": seen.sets.trunk_parameters,
         "trained_heads": seen.sets.head_parameters,
         "frozen": seen.sets.frozen_parameters,
@@ -73,8 +73,11 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     }
 
 
-def read_words(words: Sequence[str]) -> RunConfig:
-    """The settings that ``essa adapt`` would make of them; ``out`` may be left out. Raises UsageError."""
+def read_run(words: Sequence[str], verb: str = "auto") -> JobConfig:
+    """The settings that ``verb`` would make of them; ``out`` may be left out. Raises UsageError.
+
+    auto: ``essa finetune`` where a key on top is one that it alone has, as task, head or validation; else ``essa adapt``.
+    """
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise UsageError(f"{files[1]!r} is one word too many; settings are written key=value")
@@ -82,51 +85,54 @@ def read_words(words: Sequence[str]) -> RunConfig:
     if not any(text.startswith("out=") for text in texts):
         texts = ["out=unused", *texts]
     source = Path(files[0]) if files else None
-    if source is not None and source.suffix in (".yaml", ".yml") and "finetune" in source.stem:
+    tree = read_tree(RunConfig, source) if source and verb == "auto" else {}
+    keys = {*tree, *(text.partition("=")[0].partition(".")[0] for text in texts)}
+    return load(config_with(keys) if verb == "auto" else _config_of(verb), source, texts)
+
+
+def config_with(keys: Iterable[str]) -> type[JobConfig]:
+    """The settings that have these keys on top: those of ``essa finetune`` if one is there alone."""
+    foreign = set(keys) - RunConfig.model_fields.keys()
+    finetune = bool(foreign) and bool(foreign & _config_of("finetune").model_fields.keys())
+    return _config_of("finetune" if finetune else "adapt")
+
+
+def _config_of(verb: str) -> type[JobConfig]:
+    if verb == "adapt":
+        return RunConfig
+    from essa_dist.finetune import FinetuneConfig
+
+    return FinetuneConfig
+
+
+def read_words(words: Sequence[str]) -> RunConfig:
+    """Those of an ``essa adapt``, as :func:`read_run`. Raises UsageError for those of an ``essa finetune`` too."""
+    run = read_run(words)
+    if not isinstance(run, RunConfig):
         raise UsageError(
-            f"{source}: essa plan is for runs of essa adapt; of essa finetune it knows nothing yet"
+            f"{' '.join(words)}: these are words of essa finetune; here give those of an essa adapt (essa plan takes both)"
         )
-    return load(RunConfig, source, texts)
+    return run
 
 
 def facts_of(run: RunConfig) -> dict[str, Any]:
-    """What a plan or a measurement of ``run`` is of."""
-    return {
-        "model": run.backbone.name,
-        "adapter": label(run.adapter),
-        "precision": run.precision,
-        "batch_size": run.batch_size,
-        "accumulate": run.accumulate,
-        "crops": crops_in_words(run),
-    }
+    """What a measurement of ``run`` is of."""
+    return subject_of(run).facts()
 
 
 def crops_in_words(run: RunConfig) -> str:
     """As ``2 x 224 + 8 x 98 px``."""
-    crops = run.data.crops
-    local = f" + {crops.n_local} x {crops.local_size}" if crops.n_local else ""
-    return f"2 x {crops.global_size}{local} px"
+    return subject_of(run).crops
 
 
-def _images(run: RunConfig) -> int | None:
-    """Of the training set, where it is on this machine."""
-    folder = run.data.train.partition(":")[0]
-    if not folder or run.data.order != "plan" or not (Path(folder) / MANIFEST_FILE).is_file():
-        return None
-    try:
-        return len(run.data.open())
-    except EssaError:
-        return None
-
-
-def _steps(run: RunConfig, images: int | None) -> int | None:
+def _steps(run: JobConfig, images: int | None) -> int | None:
     """Updates of the run; None: they depend on the number of images, which nobody told."""
     if isinstance(run.duration, int):
         return run.duration
     return None if images is None else in_steps(run.duration, max(1, images // run.batch_size))
 
 
-def _told(case: Case, row: Row, run: RunConfig, steps: int | None) -> dict[str, Any]:
+def _told(case: Case, row: Row, run: JobConfig, steps: int | None) -> dict[str, Any]:
     """A row of the result."""
     found: dict[str, Any] = {
         "device": case.name,

@@ -1,19 +1,12 @@
-"""Loops over slices of rows, seen for all of them at once: with the numbers of rows of a planned step they would never end.
+"""Rows in slices, seen for all of them at once: with the numbers of rows of a planned step their loops would never end.
 
-Inside :func:`in_slices` such a loop is run twice: first for all its slices, whose operations count so many times, then for
-none, which shows what is in memory when a slice isn't the first.
+Such a loop is run twice: first for all its slices, whose operations count so many times, then for none, which shows what is
+in memory when a slice isn't the first.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
-from unittest.mock import patch
 
-from torch import Tensor
-
-from essa_dist.losses import prototypes
-from essa_dist.losses.prototypes import PIECE
-from essa_dist.objectives import cross_entropies
+from essa_dist.losses.slices import R, Slices
 from essa_dist.planning.sizes import Size, size_of
 from essa_dist.planning.tracker import Tracker
 
@@ -21,41 +14,35 @@ FEW = 8
 """Slices that are all run."""
 
 
-@contextmanager
-def in_slices(tracker: Tracker) -> Iterator[None]:
-    """Inside, the prototypes' cross-entropies are computed slice by slice as told above."""
+class CountedSlices(Slices):
+    """Tells ``tracker`` how often what runs now is to count."""
 
-    def spans(size: int, step: int) -> Iterator[tuple[int, int]]:
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def spans(self, size: int, step: int) -> Iterator[tuple[int, int]]:
+        """See :class:`Slices`."""
         if size <= FEW * step:
-            yield from ((start, min(start + step, size)) for start in range(0, size, step))
+            yield from super().spans(size, step)
             return
-        outer = tracker.repeats
+        outer = self.tracker.repeats
         try:
             for number in range(2):
-                tracker.repeats = none(outer) if number else times(outer, size_of(size), 1 / step)
+                self.tracker.repeats = none(outer) if number else times(outer, size_of(size), 1 / step)
                 yield number * step, (number + 1) * step
         finally:
-            tracker.repeats = outer
+            self.tracker.repeats = outer
 
-    def cut(targets: Sequence[Any], start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        outer = tracker.repeats
+    def cut(self, groups: Sequence[R], start: int, stop: int) -> Iterator[tuple[int, R]]:
+        """See :class:`Slices`; a part of every group."""
+        outer = self.tracker.repeats
         try:
-            for one in targets:
-                if outer.factor or outer.more:  # all slices of this kind of target, not of all
-                    tracker.repeats = times(Size(1.0, 0, 0), size_of(one.size()), 1 / (stop - start))
+            for one in groups:
+                if outer.factor or outer.more:  # all slices of this group, not of all
+                    self.tracker.repeats = times(Size(1.0, 0, 0), size_of(one.size()), 1 / (stop - start))
                 yield start, one.part(0, stop - start)
         finally:
-            tracker.repeats = outer
-
-    def pieces(apart: Any) -> Iterator[Tensor]:
-        for start, stop in spans(len(apart.rows), PIECE):
-            yield apart.rows[start:stop] @ apart.weight.T
-
-    with ExitStack() as patched:
-        patched.enter_context(patch.object(prototypes, "spans", spans))
-        patched.enter_context(patch.object(prototypes, "_cut", cut))
-        patched.enter_context(patch.object(cross_entropies, "pieces", pieces))
-        yield
+            self.tracker.repeats = outer
 
 
 def none(size: Size) -> Size:

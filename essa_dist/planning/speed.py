@@ -51,7 +51,9 @@ class Work:
         survey = accumulate > seen.micro_batches == 1 and seen.surveys
         self.times = np.array(
             [
-                1.0
+                0.0
+                if o.phase == "between"
+                else 1.0
                 if o.phase == "update"
                 # The survey's pass of the student costs what the teacher's does; recomputing, what the block did.
                 else repeated

@@ -70,6 +70,23 @@ def test_tracker_counts_bytes_and_products_as_one_does_by_hand() -> None:
     del z
 
 
+def test_a_convolution_in_16_bits_takes_copies_on_a_cpu_while_it_runs() -> None:
+    def passing(dtype: torch.dtype) -> list[float]:
+        tracker = Tracker(reorders=True)
+        with FakeTensorMode(), tracker:
+            x, w = torch.empty(IMAGES, 3, 8, 8, dtype=dtype), torch.empty(5, 3, 1, 1, dtype=dtype)
+            tracker.know([x, w], "images")
+            tracker.recording = True
+            y = torch.conv2d(x, w)
+            tracker.recording = False
+        made = tracker.blocks[2:]
+        assert y.shape == (IMAGES, 5, 8, 8)
+        return [block.size.at(Load(10_000, 0)) for block in made if block.died is not None]
+
+    assert passing(torch.bfloat16) == pytest.approx([10_000 * 64 * (3 + 5) * 2])
+    assert passing(torch.float32) == []
+
+
 def test_allocator_takes_segments_as_cuda_does() -> None:
     def held(*sizes: int) -> int:
         return reserved_peak([(1, n) for n in range(len(sizes))], sizes)
@@ -193,6 +210,25 @@ def test_a_plan_names_layouts_that_fit_and_ways_out_where_none_does(tmp_path: Pa
     assert "tiny: does not fit" in text
     assert len(text.splitlines()) < 50
     assert max(map(len, text.splitlines())) < 200
+
+
+def test_a_step_that_keeps_less_is_seen_once_for_all_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs: list[tuple[str, str]] = []
+
+    def see(run: RunConfig, **options: object) -> Seen:
+        runs.append((run.engine.keep, str(run.engine.recompute)))
+        return see_step(run, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("essa_dist.planning.choices.see_step", see)
+    table = tmp_path / "mine.yaml"
+    entry = "{name: t, memory_gib: 0.04, tflops: {bf16: 9}, bandwidth_gbs: 90, source: x}"
+    table.write_text(f"devices: {{tiny: {entry}, other: {entry}}}\n")
+    words = ("backbone.name=test_vit", *SMALL[1:], "batch_size=64", "duration=9")
+    rows = plan(PlanConfig(run=words, devices="tiny,other", table=str(table)))["rows"]
+    assert rows[0]["ways_out"] == rows[1]["ways_out"]
+    assert sorted(runs) == [("8bit", "none"), ("exact", "mlp"), ("exact", "none")]
 
 
 def test_wrong_words_are_errors_with_a_way_out(tmp_path: Path) -> None:
