@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from essa_dist.backbones import cpu_linear
-from essa_dist.backbones.cpu_linear import CPULinear, quicken_linears, weight_gradient
+from essa_dist.backbones.cpu_linear import CPULinear, quicken_linears
 from essa_dist.kernels import works
 
 pytestmark = pytest.mark.skipif(
@@ -87,14 +87,6 @@ def test_layers_that_are_more_than_linear_stay() -> None:
     layer = More(8, 8)
     quicken_linears(layer)
     assert type(layer) is More
-
-
-@pytest.mark.parametrize(("n_in", "n_out"), [(3, 5), (5, 3)])
-def test_the_gradient_of_a_weight_is_a_sum_over_rows(n_in: int, n_out: int) -> None:
-    dy, x = torch.randn(7, n_out), torch.randn(7, n_in)
-    torch.testing.assert_close(
-        weight_gradient(dy, x), sum(torch.outer(a, b) for a, b in zip(dy, x, strict=True))
-    )
 
 
 @pytest.fixture

@@ -27,6 +27,9 @@ TOLERANCE = 1e-4
 """Of losses and, beside its largest number, of every tensor after 8 updates in fp32 at another layout."""
 STEPS = 12  # of 4 of 20 images: two epochs and a half
 
+# One worker: each would make the uninterrupted runs anew.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("layouts")]
+
 
 @pytest.fixture(scope="module")
 def go(packed: str) -> Callable[..., None]:
@@ -107,7 +110,6 @@ def check_samples(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
-@pytest.mark.timeout(600)
 def test_at_the_same_layout_a_resumed_run_ends_as_the_uninterrupted_one_to_the_bit(
     strategy: str, straight: Callable[[str], Path], go: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -133,7 +135,6 @@ def assert_close(run: Path, other: Path) -> None:
         assert error <= TOLERANCE, f"{name}: {error:.2g}"
 
 
-@pytest.mark.timeout(600)
 def test_zero_2_goes_on_under_fsdp2_and_then_on_one_process(
     straight: Callable[[str], Path], go: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -149,7 +150,6 @@ def test_zero_2_goes_on_under_fsdp2_and_then_on_one_process(
     ("first", "then", "ranks"),
     [("ddp", "zero3", 4), ("fsdp2", "zero1", 1), ("zero3", "fsdp2", 4)],
 )
-@pytest.mark.timeout(600)
 def test_half_and_double_the_ranks_and_other_strategies_follow_the_same_run(
     first: str,
     then: str,
@@ -165,7 +165,6 @@ def test_half_and_double_the_ranks_and_other_strategies_follow_the_same_run(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
-@pytest.mark.timeout(600)
 def test_one_plain_process_exports_what_any_strategy_saved(
     strategy: str, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
