@@ -1,9 +1,12 @@
-"""How near `essa plan` comes to the peak memory of a real `essa adapt`, in processes of their own.
+"""How near `essa plan` comes to the peak memory of a real `essa adapt` or `essa finetune`, in processes of their own.
 
     python benchmarks/plan_accuracy.py --out benchmarks/results/plan_accuracy.json                  # CPU: peak resident set
     python benchmarks/plan_accuracy.py --device cuda --models dinov2_vitb14 dinov2_vitl14 --batch 16  # GPU: allocated, reserved
 
-Every pair is one plan and one run of a few steps on noise images, with the loader in the training process.
+    python benchmarks/plan_accuracy.py --verb finetune --models vit_tiny_patch16_224 --precisions bf16 --checkpointing false
+
+Every pair is one plan and one run of a few steps, with the loader in the training process: on noise images, or, labelled, on
+blood cells, whose test images are predicted at the end.
 """
 
 import argparse
@@ -17,15 +20,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
+CELLS = "assets/blood_cells"
 
 MEASURE = """
 import json, sys, essa_dist
-from essa_dist.engine.adapt import adapt
-from essa_dist.config import RunConfig
 from essa_dist.progress import memory_gib
-from essa_dist.settings import load
+from essa_dist.verbs import call
 import torch
-adapt(load(RunConfig, None, sys.argv[1:]))
+call(sys.argv[1], None, tuple(sys.argv[2:]))
 cuda = torch.cuda.is_initialized()
 reserved = torch.cuda.max_memory_reserved() / 2**30 if cuda else None
 print(json.dumps({"peak_gib": memory_gib(peak=True), "reserved_gib": reserved}))
@@ -41,16 +43,20 @@ def child(command: list[str]) -> Any:
     return json.loads(said[-1])
 
 
-def compare(words: list[str], packed: Path, folder: Path, device: str, name: str) -> dict[str, Any]:
+def compare(
+    verb: str, words: list[str], packed: Path | str, folder: Path, device: str, name: str
+) -> dict[str, Any]:
     """Peak of the plan and of the run, GiB, and the plan's error in percent of the run's peak."""
     common = [*words, f"data.train={packed}"]
-    row = child(["-m", "essa_dist", "plan", *common, f"devices={name}", "--json"])["rows"][0]
+    plan = ["-m", "essa_dist", "plan", *common, f"verb={verb}", f"devices={name}", "--json"]
+    row = child(plan)["rows"][0]
     run = [*common, f"out={folder / str(abs(hash(tuple(words))))}", f"device={device}", "duration=4"]
     run += ["data.workers=0", "log_every=1000", "checkpoint.every=0"]
-    real = child(["-c", MEASURE, *run])
+    real = child(["-c", MEASURE, verb, *run])
     outside = ("fragmentation", "libraries' workspace", "CUDA context") if device == "cuda" else ()
     planned = sum(size for term, size in row["terms"].items() if term not in outside) / GIB
     return {
+        "verb": verb,
         "settings": words,
         "planned_gib": round(planned, 3),
         "measured_gib": round(real["peak_gib"], 3),
@@ -77,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--verb", choices=["adapt", "finetune"], default="adapt")
     parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"])
     parser.add_argument("--adapters", nargs="+", default=["apla", "lora", "full"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
@@ -104,7 +111,9 @@ def main() -> None:
     }
     choices = product(args.models, args.precisions, args.checkpointing, args.fast, args.adapters)
     with tempfile.TemporaryDirectory() as folder:
-        packed = synthetic_set("jpeg8", Path(folder), images=max(16, args.batch), size=256).folder
+        packed: Path | str = CELLS
+        if args.verb == "adapt":
+            packed = synthetic_set("jpeg8", Path(folder), images=max(16, args.batch), size=256).folder
         for model, precision, checkpointing, fast, adapter in choices:
             words = [
                 f"backbone.name={model}",
@@ -114,9 +123,10 @@ def main() -> None:
                 f"engine.fast={fast}",
             ]
             words += [f"backbone.checkpoint_activations={checkpointing}", f"batch_size={args.batch}"]
-            words += ["data.crops.local_size=96"] if "14" not in model else []
+            words += ["data.crops.local_size=96"] if "14" not in model and args.verb == "adapt" else []
+            words += ["validation.every=null"] * (args.verb == "finetune")  # the cells have no split for it
             name = args.name or ("cpu" if args.device == "cpu" else gpu_name())
-            row = compare([*words, *args.set], packed, Path(folder), args.device, name)
+            row = compare(args.verb, [*words, *args.set], packed, Path(folder), args.device, name)
             result["rows"].append(row)
             print(json.dumps(row), flush=True)
             if args.out is not None:

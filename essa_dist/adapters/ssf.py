@@ -34,8 +34,10 @@ class ScaleShift(nn.Module):
 
     def forward(self, output: Tensor) -> Tensor:
         spread = (-1, *[1] * self.behind)
-        output = output * self.scale.view(spread)
-        return output if self.shift is None else output + self.shift.view(spread)
+        scale = self.scale.view(spread)
+        if self.shift is None:
+            return output * scale
+        return torch.addcmul(self.shift.view(spread), output, scale)  # one pass over the outputs
 
     def after_layer(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         scaled: Tensor = self(output)
