@@ -2,7 +2,7 @@
 
 PEFT multiplies the change B A x by its scale and adds it to the output, each time into a new tensor; a change of q and v
 alone is filled up with zeros before. Here the scale goes to A x, which is thin, and the change is added to the rows it
-belongs to, in place. On a CPU dropout draws 16 bits a number from torch's generator, not one of its numbers: a ninth of
+belongs to, in place. On a CPU dropout draws 16 bits a number from torch's generator, not one of its numbers: a fifth of
 the time. So it draws others, and its rate is a multiple of 1 / 65,536, by which what is kept is scaled.
 Layers are the same objects with the same tensors; only their class is another one.
 """
