@@ -1,6 +1,6 @@
 # Short names for plain commands; each target makes the environment in .venv first, or reuses it.
 #   make demo    adapt a pretrained ViT to the embedded blood-cell images, and show what it gained
-#   make test    run the tests in 3 processes          PYTEST_ARGS='-k apla' chooses some, WORKERS=0 runs them in one
+#   make test    run the tests in 2 processes          PYTEST_ARGS='-k apla' chooses some, WORKERS=0 runs them in one
 #   make lint    ruff, ruff format, mypy
 #   make setup   only the environment                  PYTHON=/path/to/python3.12 chooses the interpreter
 #   make clean   remove the environment and the caches; runs/ is kept
@@ -13,8 +13,7 @@ SHELL := bash
 BIN := .venv/bin
 PYTHON ?=
 PYTEST_ARGS ?=
-# One more than two cores: tests wait for deadlines, and for processes that are to end.
-WORKERS ?= 3
+WORKERS ?= 2
 
 demo: setup
 	@$(BIN)/essa demo out=runs/demo overwrite=true
